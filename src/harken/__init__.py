@@ -1,0 +1,1 @@
+"""Harken turns what people say about a language model's answers into a better model."""

@@ -1,0 +1,55 @@
+"""One frozen config per stage; an unknown key is an error that names the nearest valid one."""
+
+from harken.config.base import Config, apply_overrides, build, differences, field_paths, load
+from harken.config.evaluate import EvaluateConfig, GenerateConfig
+from harken.config.ppo import AdaptiveKl, FixedKl, PpoConfig, PpoLossConfig, ScoreConfig
+from harken.config.preferences import PreferencesConfig
+from harken.config.recipe import (
+    RECIPES,
+    CollectConfig,
+    PromptsConfig,
+    RecipeConfig,
+    load_recipe,
+)
+from harken.config.reward import RewardConfig
+from harken.config.sft import SftConfig
+from harken.config.shared import (
+    ChatConfig,
+    ComputeConfig,
+    FullConfig,
+    LoraConfig,
+    OptimizerConfig,
+    SamplingConfig,
+    Tune,
+)
+
+__all__ = [
+    "RECIPES",
+    "AdaptiveKl",
+    "ChatConfig",
+    "CollectConfig",
+    "ComputeConfig",
+    "Config",
+    "EvaluateConfig",
+    "FixedKl",
+    "FullConfig",
+    "GenerateConfig",
+    "LoraConfig",
+    "OptimizerConfig",
+    "PpoConfig",
+    "PpoLossConfig",
+    "PreferencesConfig",
+    "PromptsConfig",
+    "RecipeConfig",
+    "RewardConfig",
+    "SamplingConfig",
+    "ScoreConfig",
+    "SftConfig",
+    "Tune",
+    "apply_overrides",
+    "build",
+    "differences",
+    "field_paths",
+    "load",
+    "load_recipe",
+]

@@ -1,0 +1,225 @@
+"""Log-probabilities of tokens from hidden states, without ever holding (B, S, V) logits.
+
+The shift by one (the state before a token predicts it) happens in ``preceding_states`` and nowhere
+else. ``sampling_logprobs`` and ``inverse_cdf_sample`` draw tokens from the same distribution.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportUnknownVariableType]
+
+from harken.core.masking import true_rows
+
+LogitsFn = Callable[[Tensor], Tensor]
+"""Output layer of a model: states (N, H) to logits (N, V)."""
+
+
+class TokenLogprobs(NamedTuple):
+    """Per-token results at each token's own index.
+
+    Attributes:
+        logprobs: (B, S) fp32, nats, zero where masked out.
+        entropy: (B, S) fp32, nats, of the distribution the token was drawn from, zero where masked
+            out; None if it was not asked for.
+    """
+
+    logprobs: Tensor
+    entropy: Tensor | None
+
+
+def preceding_states(hidden_BSH: Tensor, mask_BS: Tensor) -> Tensor:
+    """State just before each masked token: the shift by one.
+
+    Args:
+        hidden_BSH: (B, S, H); ``hidden[b, s]`` has read the tokens up to and including s. A critic
+            passes its states here too: the value of a token is read before the token is drawn.
+        mask_BS: (B, S) bool, True = token wanted; False at index 0.
+
+    Returns:
+        (N, H), ``hidden[b, s - 1]`` for each True (b, s) in row-major order.
+
+    Raises:
+        ValueError: if the shapes differ or the mask is True at index 0.
+    """
+    if hidden_BSH.shape[:2] != mask_BS.shape:
+        raise ValueError(f"hidden {tuple(hidden_BSH.shape)} and mask {tuple(mask_BS.shape)} differ")
+    if bool(mask_BS[:, :1].any()):
+        raise ValueError("the mask is True at index 0, where no state comes before the token")
+    return hidden_BSH[:, :-1][mask_BS[:, 1:]]
+
+
+def token_logprobs(
+    hidden_BSH: Tensor,
+    ids_BS: Tensor,
+    completion_mask_BS: Tensor,
+    logits_fn: LogitsFn,
+    *,
+    temperature: float = 1.0,
+    chunk_tokens: int = 1024,
+    with_entropy: bool = False,
+) -> TokenLogprobs:
+    """Log-probability (and entropy) of every completion token, in chunks of tokens.
+
+    At most ``chunk_tokens`` rows of logits exist at a time, forward and backward: with gradients
+    enabled each chunk is recomputed in the backward pass.
+
+    Args:
+        hidden_BSH: (B, S, H), states after each token, any float type.
+        ids_BS: (B, S) long.
+        completion_mask_BS: (B, S) bool, True = completion token; False at index 0.
+        logits_fn: states (N, H) to logits (N, V), called once per chunk (with N = 0 if no token
+            is masked, so that the result always has a gradient).
+        temperature: logits are divided by it, as in sampling; above zero.
+        chunk_tokens: rows per call of ``logits_fn``, at least 1.
+        with_entropy: also compute -sum p log p over the vocabulary, differentiable.
+
+    Returns:
+        TokenLogprobs; the softmax is computed in fp32 (in fp64 for fp64 logits).
+
+    Raises:
+        ValueError: if shapes differ, the mask is True at index 0, temperature is not above zero or
+            chunk_tokens is below 1.
+    """
+    _check_temperature(temperature)
+    if chunk_tokens < 1:
+        raise ValueError(f"chunk_tokens is {chunk_tokens}, expected at least 1")
+    states = preceding_states(hidden_BSH, completion_mask_BS)
+    token_ids = ids_BS[completion_mask_BS]
+
+    def one_chunk(chunk_states: Tensor, chunk_ids: Tensor) -> tuple[Tensor, Tensor]:
+        logits = _tempered(logits_fn(chunk_states), temperature)
+        return _gather_logprobs(logits, chunk_ids, with_entropy=with_entropy)
+
+    logprob_chunks: list[Tensor] = []
+    entropy_chunks: list[Tensor] = []
+    for pair in zip(_chunks(states, chunk_tokens), _chunks(token_ids, chunk_tokens), strict=True):
+        if torch.is_grad_enabled():
+            logprobs, entropy = cast(tuple[Tensor, Tensor], checkpoint(one_chunk, *pair, use_reentrant=False))
+        else:
+            logprobs, entropy = one_chunk(*pair)
+        logprob_chunks.append(logprobs)
+        entropy_chunks.append(entropy)
+    return TokenLogprobs(
+        logprobs=_scatter(logprob_chunks, completion_mask_BS),
+        entropy=_scatter(entropy_chunks, completion_mask_BS) if with_entropy else None,
+    )
+
+
+def sampling_logprobs(logits_NV: Tensor, *, temperature: float, top_k: int, top_p: float) -> Tensor:
+    """Log-probabilities from which the sampler draws, renormalized over the kept tokens.
+
+    First the ``top_k`` most probable tokens are kept, then, of the distribution renormalized over
+    them, the smallest set whose mass reaches ``top_p``, never fewer than one token. Among equal
+    logits at the edge of either set the lowest token ids are kept, so exactly k tokens remain.
+
+    Args:
+        logits_NV: (N, V), any float type.
+        temperature: logits are divided by it; above zero.
+        top_k: number of tokens to keep; 0 keeps all.
+        top_p: mass to keep, in (0, 1]; 1 keeps all.
+
+    Returns:
+        (N, V) fp32 (fp64 for fp64 logits), nats, -inf outside the kept set.
+
+    Raises:
+        ValueError: if a setting is outside its range.
+
+    Source:
+        top-p: arXiv:1904.09751 eq. 2-3.
+    """
+    _check_temperature(temperature)
+    if top_k < 0:
+        raise ValueError(f"top_k is {top_k}, expected 0 (off) or more")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p is {top_p}, expected a value in (0, 1]")
+    logits = _tempered(logits_NV, temperature)
+    if 0 < top_k < logits.shape[-1]:
+        logits = logits.masked_fill(~_top_k_tokens(logits, top_k), -torch.inf)
+    logprobs = logits.log_softmax(dim=-1)
+    if top_p < 1:
+        logprobs = logprobs.masked_fill(~_top_p_tokens(logprobs, top_p), -torch.inf)
+        logprobs = logprobs.log_softmax(dim=-1)
+    return logprobs
+
+
+def inverse_cdf_sample(logprobs_NV: Tensor, uniforms_N: Tensor) -> Tensor:
+    """Token drawn from each row with one uniform number.
+
+    The same uniforms give the same tokens whatever else is in the batch. A token of no mass is
+    never drawn, whatever the rounding of the cumulative sum.
+
+    Args:
+        logprobs_NV: (N, V), nats; rows need not be normalized, -inf = never drawn.
+        uniforms_N: (N,) float in [0, 1).
+
+    Returns:
+        (N,) long, the first token whose cumulative mass exceeds uniform times the row's mass.
+
+    Raises:
+        ValueError: if a uniform is outside [0, 1), or a row holds a NaN or no mass.
+    """
+    if uniforms_N.shape != logprobs_NV.shape[:1]:
+        raise ValueError(f"{tuple(uniforms_N.shape)} uniforms, {logprobs_NV.shape[0]} rows")
+    if bool(((uniforms_N < 0) | (uniforms_N >= 1)).any()):
+        raise ValueError("uniforms outside [0, 1)")
+    mass = logprobs_NV.double().exp()
+    cumulative = mass.cumsum(dim=-1)
+    total = cumulative[:, -1:]
+    is_sound = ((total > 0) & total.isfinite()).squeeze(1)
+    if not bool(is_sound.all()):
+        rows = true_rows(~is_sound)
+        raise ValueError(f"rows {rows} hold NaN, +inf or no mass; the model diverged")
+    has_mass = mass > 0
+    is_past = has_mass & (cumulative > uniforms_N.double()[:, None] * total)
+    last_with_mass = mass.shape[-1] - 1 - has_mass.flip(-1).int().argmax(dim=-1)
+    # uniform * total may round up to total, which no cumulative mass exceeds.
+    return torch.where(is_past.any(dim=-1), is_past.int().argmax(dim=-1), last_with_mass)
+
+
+def _check_temperature(temperature: float) -> None:
+    if not temperature > 0:
+        raise ValueError(f"temperature is {temperature}, expected a value above zero")
+
+
+def _tempered(logits: Tensor, temperature: float) -> Tensor:
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    # Dividing by 1 would cost one more (N, V) tensor.
+    return logits if temperature == 1.0 else logits / temperature
+
+
+def _chunks(x: Tensor, size: int) -> list[Tensor]:
+    return [x[start : start + size] for start in range(0, max(len(x), 1), size)]
+
+
+def _gather_logprobs(logits_NV: Tensor, ids_N: Tensor, *, with_entropy: bool) -> tuple[Tensor, Tensor]:
+    logprobs_NV = logits_NV.log_softmax(dim=-1)
+    logprobs = logprobs_NV.gather(1, ids_N[:, None]).squeeze(1)
+    if not with_entropy:
+        return logprobs, logprobs.detach()
+    # Forbidden tokens have logit -inf and probability 0; their 0 * -inf is 0, not NaN.
+    finite_logprobs = logprobs_NV.masked_fill(logprobs_NV == -torch.inf, 0.0)
+    return logprobs, -(logprobs_NV.exp() * finite_logprobs).sum(dim=-1)
+
+
+def _scatter(chunks: list[Tensor], mask_BS: Tensor) -> Tensor:
+    values = torch.cat(chunks)
+    return values.new_zeros(mask_BS.shape).masked_scatter(mask_BS, values)
+
+
+def _top_k_tokens(logits_NV: Tensor, top_k: int) -> Tensor:
+    edge = logits_NV.topk(top_k, dim=-1).values[:, -1:]
+    is_above, is_edge = logits_NV > edge, logits_NV == edge
+    num_missing = top_k - is_above.sum(dim=-1, keepdim=True)
+    return is_above | (is_edge & (is_edge.cumsum(dim=-1) <= num_missing))
+
+
+def _top_p_tokens(logprobs_NV: Tensor, top_p: float) -> Tensor:
+    ordered, order = logprobs_NV.sort(dim=-1, descending=True, stable=True)
+    probs = ordered.exp()
+    mass_before = probs.cumsum(dim=-1) - probs
+    is_kept = mass_before < top_p
+    is_kept[:, 0] = True
+    return torch.zeros_like(is_kept).scatter(-1, order, is_kept)

@@ -1,0 +1,212 @@
+"""Two models on the same held-out prompts: is one better, says a judge that neither was trained on?"""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harken.artifacts import write_json, write_text
+from harken.config import EvaluateConfig
+from harken.estimates import Estimate, bootstrap_mean, paired_difference, win_rate
+from harken.evaluate.text import distinct_n, repetition
+from harken.lm.batch import Batch, Tokens, pad
+from harken.lm.forward import by_microbatch, completion_logprobs
+from harken.lm.load import load_model
+from harken.lm.sample import completion_seeds, sample
+from harken.lm.trunk import Trunk
+from harken.progress import QUIET, Reporter
+from harken.protocols import Reward
+from harken.records import Completion, Message, Prompt, SamplingSettings, content_id
+from harken.runs import Run
+
+Judges = dict[str, Reward]
+"""Name -> reward; the names `reward` and `lexicon` appear in the report."""
+
+
+def evaluate(
+    model: str | Path,
+    against: str | Path,
+    prompts: Sequence[Prompt],
+    judges: Judges,
+    out: Path,
+    config: EvaluateConfig | None = None,
+    *,
+    data: Path | str = "",
+    reporter: Reporter = QUIET,
+) -> dict[str, Any]:
+    """Compare a model with another on held-out prompts; write and return the evaluation.
+
+    Args:
+        model: the policy.
+        against: the model it started from; KL and perplexity are measured under it.
+        prompts: held-out ones; the first `max_prompts` are used.
+        judges: each scores the completions of both.
+        out: folder for evaluation.json and samples.jsonl.
+        config: settings.
+        data: file the prompts came from, for the manifest.
+        reporter: shows progress.
+    """
+    config = config or EvaluateConfig()
+    run = Run(out, "evaluate", config, {"model": model, "against": against, "prompts": data})
+    if run.finished:
+        return json.loads((out / "evaluation.json").read_text())
+    prompts = list(prompts)[: config.max_prompts]
+    sides: dict[str, Side] = {}
+    for name, source in (("policy", model), ("against", against)):
+        trunk = Trunk(load_model(source, compute=config.compute, chat=config.chat, notify=reporter.say))
+        sides[name] = Side(trunk, prompts, config, reporter, name)
+    reference = sides["against"].trunk
+    result: dict[str, Any] = {
+        "num_prompts": len(prompts),
+        "completions_per_prompt": config.completions_per_prompt,
+        "sampling": config.sampling.model_dump(),
+        "finish_reasons": {name: side.finish_reasons() for name, side in sides.items()},
+        "difference": {},
+        "win_rate": {},
+    }
+    for name, side in sides.items():
+        result[name] = {key: estimate.as_dict() for key, estimate in side.text_metrics(config).items()}
+        result[name]["perplexity_reference"] = _plain(side.perplexity(reference, config))
+    result["policy"]["kl_sequence"] = sides["policy"].kl(reference, config).as_dict()
+    scores: dict[str, dict[str, list[list[float]]]] = {}
+    for judge, reward in judges.items():
+        key = "reward_score" if judge == "reward" else judge
+        scores[judge] = {name: side.scores(reward) for name, side in sides.items()}
+        policy, base = scores[judge]["policy"], scores[judge]["against"]
+        options = {"resamples": config.bootstrap_resamples, "seed": config.seed}
+        result["policy"][key] = bootstrap_mean(policy, **options).as_dict()
+        result["against"][key] = bootstrap_mean(base, **options).as_dict()
+        result["difference"][key] = paired_difference(policy, base, **options).as_dict()
+        result["win_rate"][judge] = win_rate(policy, base, **options).as_dict()
+    lengths = [side.lengths() for side in sides.values()]
+    result["difference"]["length_tokens"] = paired_difference(
+        *lengths, resamples=config.bootstrap_resamples, seed=config.seed
+    ).as_dict()
+    write_json(out / "evaluation.json", result)
+    write_text(out / "samples.jsonl", "".join(_sample_lines(prompts, sides, scores)))
+    run.finish()
+    return result
+
+
+class Side:
+    """One model's completions of the held-out prompts."""
+
+    def __init__(
+        self,
+        trunk: Trunk,
+        prompts: Sequence[Prompt],
+        config: EvaluateConfig,
+        reporter: Reporter,
+        name: str,
+    ) -> None:
+        """Sample; both sides draw with the same seeds."""
+        self.trunk = trunk
+        self.n = config.completions_per_prompt
+        self.prompts = [prompt for prompt in prompts for _ in range(self.n)]
+        settings = SamplingSettings(**config.sampling.model_dump())
+        room = trunk.context_length - settings.max_new_tokens
+        ids = [trunk.chat.encode_prompt(prompt, max_length=room) for prompt in prompts]
+        seeds = completion_seeds(len(self.prompts), config.seed, "evaluate")
+        self.completions: list[Completion] = []
+        self.tokens: list[Tokens] = []
+        per_round = max(1, config.batch_size // self.n)
+        rounds = range(0, len(prompts), per_round)
+        for start in reporter.track(rounds, f"eval {name}", total=len(rounds)):
+            chosen = ids[start : start + per_round]
+            these = seeds[start * self.n : (start + len(chosen)) * self.n]
+            drawn = sample(trunk, None, chosen, settings, seeds=these, n=self.n, batch_size=config.batch_size)
+            for offset, item in enumerate(drawn):
+                prompt = self.prompts[start * self.n + offset]
+                text = trunk.chat.decode_completion(item.token_ids)
+                self.tokens.append(Tokens(chosen[offset // self.n], item.token_ids))
+                self.completions.append(
+                    Completion(
+                        id=content_id(prompt.id, these[offset], text),
+                        prompt_id=prompt.id,
+                        message=Message(role="assistant", content=text),
+                        model=trunk.source,
+                        finish_reason=item.finish_reason,
+                        num_tokens=len(item.token_ids),
+                    )
+                )
+
+    def _by_prompt(self, values: Sequence[float]) -> list[list[float]]:
+        return [list(values[start : start + self.n]) for start in range(0, len(values), self.n)]
+
+    def scores(self, reward: Reward) -> list[list[float]]:
+        """Return a judge's scores by prompt."""
+        return self._by_prompt([float(score) for score in reward(self.prompts, self.completions)])
+
+    def lengths(self) -> list[list[float]]:
+        """Return completion lengths in tokens by prompt."""
+        return self._by_prompt([float(len(tokens.completion)) for tokens in self.tokens])
+
+    def finish_reasons(self) -> dict[str, float]:
+        """Return the share of each finish reason."""
+        counts = Counter(completion.finish_reason for completion in self.completions)
+        return {reason: counts[reason] / len(self.completions) for reason in ("stop", "length")}
+
+    def text_metrics(self, config: EvaluateConfig) -> dict[str, Estimate]:
+        """Return length, diversity and repetition; distinct-n is of all texts together and has no interval."""
+        texts = [completion.message.content for completion in self.completions]
+        options = {"resamples": config.bootstrap_resamples, "seed": config.seed}
+        metrics = {f"distinct_{n}": Estimate(distinct_n(texts, n), None, None) for n in (1, 2, 3)}
+        return {
+            "length_tokens": bootstrap_mean(self.lengths(), **options),
+            **metrics,
+            "repetition": bootstrap_mean(self._by_prompt([repetition([text]) for text in texts]), **options),
+        }
+
+    def logprobs(self, trunk: Trunk, config: EvaluateConfig) -> torch.Tensor:
+        """Return (B, S) log-probabilities of the completion tokens under a model."""
+        batch = pad(self.tokens, trunk.device)
+        settings = config.compute
+
+        def read(part: Batch) -> torch.Tensor:
+            return completion_logprobs(
+                trunk,
+                None,
+                part,
+                temperature=config.sampling.temperature,
+                chunk_tokens=settings.chunk_tokens,
+            ).logprobs
+
+        return by_microbatch(batch, read, max_tokens=4 * settings.microbatch_tokens).cpu()
+
+    def kl(self, reference: Trunk, config: EvaluateConfig) -> Estimate:
+        """Return the sequence KL to the reference in nats: mean over samples of log pi - log pi_ref, summed (k1)."""
+        own, theirs = self.logprobs(self.trunk, config), self.logprobs(reference, config)
+        return bootstrap_mean(
+            self._by_prompt((own - theirs).sum(1).tolist()),
+            resamples=config.bootstrap_resamples,
+            seed=config.seed,
+        )
+
+    def perplexity(self, reference: Trunk, config: EvaluateConfig) -> float:
+        """Return exp of the mean negative log-probability per completion token under the reference."""
+        total = float(self.logprobs(reference, config).sum())
+        count = sum(len(tokens.completion) for tokens in self.tokens)
+        return float(torch.tensor(-total / count).exp())
+
+
+def _plain(value: float) -> dict[str, float | None]:
+    return Estimate(value, None, None).as_dict()
+
+
+def _sample_lines(
+    prompts: Sequence[Prompt],
+    sides: dict[str, Side],
+    scores: dict[str, dict[str, list[list[float]]]],
+) -> list[str]:
+    lines: list[str] = []
+    for index, prompt in enumerate(prompts):
+        row: dict[str, Any] = {"prompt": prompt.messages[-1].content}
+        for name, side in sides.items():
+            row[name] = side.completions[index * side.n].message.content
+            for judge, found in scores.items():
+                row[f"{judge}_{name}"] = found[name][index][0]
+        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+    return lines

@@ -1,0 +1,160 @@
+"""Adding records in one transaction: idempotent by id, with every reference checked."""
+
+import datetime
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, Table, select
+
+from harken.errors import DataError
+from harken.feedback.store import tables
+from harken.records import Completion, Judgment, Prompt
+
+_CHUNK = 500
+"""Rows looked up and inserted at once; SQLite allows at least 999 values in one statement."""
+
+RecordT = TypeVar("RecordT", Prompt, Completion, Judgment)
+ItemT = TypeVar("ItemT")
+
+
+class Adding:
+    """One transaction of `add`: what is known so far, and how many records were there before."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._known_prompts: set[str] = set()
+        self._prompt_of_completion: dict[str, str] = {}
+        self.num_already_there = 0
+
+    def prompts(self, records: Iterable[Prompt]) -> int:
+        """Insert new prompts and return their number."""
+        return sum(
+            len(self._insert(tables.prompts, chunk, {record.id: {} for record in chunk})) for chunk in _chunks(records)
+        )
+
+    def completions(self, records: Iterable[Completion]) -> int:
+        """Insert new completions and return their number."""
+        count = 0
+        for chunk in _chunks(records):
+            self._learn_prompts({record.prompt_id for record in chunk})
+            for record in chunk:
+                if record.prompt_id not in self._known_prompts:
+                    raise _unknown("completion", record.id, "prompt", record.prompt_id)
+            columns = {record.id: {"prompt_id": record.prompt_id} for record in chunk}
+            count += len(self._insert(tables.completions, chunk, columns))
+        return count
+
+    def judgments(self, records: Iterable[Judgment]) -> int:
+        """Insert new judgments and return their number."""
+        count = 0
+        now = utc_now()
+        for chunk in _chunks(records):
+            self._check_references(chunk)
+            columns = {record.id: _judgment_columns(record, now) for record in chunk}
+            new = self._insert(tables.judgments, chunk, columns)
+            rows = [
+                {"judgment_id": record.id, "position": position, "completion_id": completion_id}
+                for record in new
+                for position, completion_id in enumerate(record.shown)
+            ]
+            if rows:
+                self._connection.execute(tables.shown.insert(), rows)
+            count += len(new)
+        self._check_superseded()
+        return count
+
+    def _insert(self, table: Table, chunk: list[RecordT], columns: Mapping[str, Mapping[str, Any]]) -> list[RecordT]:
+        """Insert the records that are not there yet and return them."""
+        query = select(table.c.id, table.c.body).where(table.c.id.in_(list(columns)))
+        bodies: dict[str, str] = {row.id: row.body for row in self._connection.execute(query)}
+        new: list[RecordT] = []
+        rows: list[dict[str, Any]] = []
+        for record in chunk:
+            body = record.model_dump_json(exclude_none=True)
+            found = bodies.setdefault(record.id, "")
+            if found == body:
+                self.num_already_there += 1
+            elif found:
+                raise DataError(
+                    f"{table.name.removesuffix('s')} {record.id!r} is in the store with other "
+                    "content; nothing was added: give it another id, or (a judgment) let it "
+                    "supersede the old one"
+                )
+            else:
+                bodies[record.id] = body
+                rows.append({"id": record.id, "body": body, **columns[record.id]})
+                new.append(record)
+        if rows:
+            self._connection.execute(table.insert(), rows)
+        return new
+
+    def _learn_prompts(self, ids: set[str]) -> None:
+        if wanted := ids - self._known_prompts:
+            query = select(tables.prompts.c.id).where(tables.prompts.c.id.in_(sorted(wanted)))
+            self._known_prompts.update(self._connection.execute(query).scalars())
+
+    def _check_references(self, chunk: list[Judgment]) -> None:
+        self._learn_prompts({record.prompt_id for record in chunk})
+        known = self._prompt_of_completion
+        wanted = {name for record in chunk for name in record.shown if name not in known}
+        table = tables.completions
+        for names in _chunks(sorted(wanted)):
+            query = select(table.c.id, table.c.prompt_id).where(table.c.id.in_(names))
+            known.update({row.id: row.prompt_id for row in self._connection.execute(query)})
+        for record in chunk:
+            if record.prompt_id not in self._known_prompts:
+                raise _unknown("judgment", record.id, "prompt", record.prompt_id)
+            for name in record.shown:
+                prompt_id = known.get(name)
+                if prompt_id is None:
+                    raise _unknown("judgment", record.id, "completion", name)
+                if prompt_id != record.prompt_id:
+                    raise DataError(
+                        f"judgment {record.id!r} is about prompt {record.prompt_id!r}, but shows "
+                        f"completion {name!r} of prompt {prompt_id!r}; nothing was added"
+                    )
+
+    def _check_superseded(self) -> None:
+        newer = tables.judgments
+        older = newer.alias("older")
+        query = (
+            select(newer.c.id, newer.c.supersedes)
+            .outerjoin(older, newer.c.supersedes == older.c.id)
+            .where(newer.c.supersedes.is_not(None), older.c.id.is_(None))
+            .limit(1)
+        )
+        for row in self._connection.execute(query):
+            raise _unknown("judgment", row.id, "judgment", row.supersedes)
+
+
+def _unknown(kind: str, record_id: str, wanted_kind: str, wanted_id: str) -> DataError:
+    return DataError(
+        f"{kind} {record_id!r} refers to {wanted_kind} {wanted_id!r}, which is neither in the "
+        "store nor added with it; nothing was added: add it in the same import"
+    )
+
+
+def _judgment_columns(record: Judgment, now: str) -> dict[str, Any]:
+    return {
+        "prompt_id": record.prompt_id,
+        "judge_id": record.judge.id,
+        "judge_kind": record.judge.kind,
+        "answer_type": record.answer.type,
+        "supersedes": record.supersedes,
+        "created_at": now,
+    }
+
+
+def utc_now() -> str:
+    """Return the time in UTC, ISO 8601, to the second."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+ItemT = TypeVar("ItemT")
+
+
+def _chunks(items: Iterable[ItemT]) -> Iterator[list[ItemT]]:
+    iterator = iter(items)
+    while chunk := list(islice(iterator, _CHUNK)):
+        yield chunk

@@ -1,0 +1,78 @@
+"""Prompts to completions with the own sampler."""
+
+from collections.abc import Sequence
+
+from harken.config import GenerateConfig
+from harken.lm.sample import Sampled, completion_seeds, sample
+from harken.lm.trunk import Trunk
+from harken.progress import QUIET, Reporter
+from harken.records import Completion, Message, Prompt, SamplingSettings, content_id
+
+
+def generate(
+    trunk: Trunk,
+    prompts: Sequence[Prompt],
+    config: GenerateConfig | None = None,
+    *,
+    role: str | None = None,
+    model: str = "",
+    reporter: Reporter = QUIET,
+) -> list[Completion]:
+    """Draw `completions_per_prompt` completions of each prompt.
+
+    Args:
+        trunk: base and roles.
+        prompts: what is asked.
+        config: settings.
+        role: who writes; None is the base itself.
+        model: reference stored in each completion; the trunk's source by default.
+        reporter: shows progress.
+
+    Returns: completions, prompt by prompt.
+
+    Raises:
+        DataError: a prompt leaves no room in the model's context for `max_new_tokens`.
+    """
+    config = config or GenerateConfig()
+    settings = SamplingSettings(**config.sampling.model_dump())
+    room = trunk.context_length - settings.max_new_tokens
+    ids = [trunk.chat.encode_prompt(prompt, max_length=room) for prompt in prompts]
+    n = config.completions_per_prompt
+    seeds = completion_seeds(len(prompts) * n, config.seed, "generate")
+    per_round = max(1, config.batch_size // n)
+    rounds = range(0, len(prompts), per_round)
+    completions: list[Completion] = []
+    for start in reporter.track(rounds, "generate", total=len(rounds)):
+        chosen = range(start, min(start + per_round, len(prompts)))
+        drawn = sample(
+            trunk,
+            role,
+            [ids[index] for index in chosen],
+            settings,
+            seeds=seeds[start * n : start * n + len(chosen) * n],
+            n=n,
+            batch_size=config.batch_size,
+        )
+        owners = [index for index in chosen for _ in range(n)]
+        for offset, (index, item) in enumerate(zip(owners, drawn, strict=True)):
+            seed = seeds[start * n + offset]
+            completions.append(to_completion(trunk, prompts[index], item, settings, seed, model or trunk.source))
+    return completions
+
+
+def to_completion(
+    trunk: Trunk, prompt: Prompt, item: Sampled, settings: SamplingSettings, seed: int, model: str
+) -> Completion:
+    """Return the record of one drawn completion."""
+    return Completion(
+        id=content_id(prompt.id, model, seed, item.token_ids),
+        prompt_id=prompt.id,
+        message=Message(role="assistant", content=trunk.chat.decode_completion(item.token_ids)),
+        model=model,
+        sampling=settings,
+        seed=seed,
+        finish_reason=item.finish_reason,
+        num_tokens=len(item.token_ids),
+        token_ids=tuple(item.token_ids),
+        sampler_logprobs=tuple(item.logprobs),
+    )

@@ -1,0 +1,1 @@
+"""Language models: the only code that imports transformers and peft."""

@@ -1,0 +1,132 @@
+"""Token sequences as padded or packed batches, and how to cut them into microbatches."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from harken.core.masking import completion_mask_from_lengths
+
+
+class Tokens(NamedTuple):
+    """One prompt with one completion, as token ids."""
+
+    prompt: list[int]
+    completion: list[int]
+
+    @property
+    def size(self) -> int:
+        """Number of tokens of both."""
+        return len(self.prompt) + len(self.completion)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Sequences side by side, padded on the right.
+
+    Real tokens never see padding: it stands behind them and attention looks back only, so no attention mask is needed.
+
+    Attributes:
+        ids: (B, S) long; 0 where there is no token.
+        completion_mask: (B, S) bool, True = completion token.
+        lengths: (B,) long, prompt plus completion tokens of each row.
+        position_ids: (B, S) long for packed rows, starting again at 0 with each sequence; None = 0, 1, 2, ...
+    """
+
+    ids: Tensor
+    completion_mask: Tensor
+    lengths: Tensor
+    position_ids: Tensor | None = None
+
+    @property
+    def num_rows(self) -> int:
+        """Number of rows."""
+        return self.ids.shape[0]
+
+    def select(self, rows: Sequence[int]) -> "Batch":
+        """Return some rows, cut to the longest of them."""
+        index = torch.tensor(rows, device=self.ids.device)
+        size = int(self.lengths[index].max())
+        positions = None if self.position_ids is None else self.position_ids[index, :size]
+        return Batch(
+            self.ids[index, :size],
+            self.completion_mask[index, :size],
+            self.lengths[index],
+            positions,
+        )
+
+    def last_index(self) -> Tensor:
+        """Return (B,) long, the index of each row's last real token."""
+        return self.lengths - 1
+
+
+def pad(sequences: Sequence[Tokens], device: torch.device | str = "cpu") -> Batch:
+    """Put sequences into a batch, padded on the right to the longest."""
+    size = max(sequence.size for sequence in sequences)
+    ids = torch.zeros(len(sequences), size, dtype=torch.long)
+    for row, (prompt, completion) in enumerate(sequences):
+        ids[row, : len(prompt) + len(completion)] = torch.tensor([*prompt, *completion])
+    prompt_lengths = torch.tensor([len(sequence.prompt) for sequence in sequences])
+    completion_lengths = torch.tensor([len(sequence.completion) for sequence in sequences])
+    mask = completion_mask_from_lengths(prompt_lengths, completion_lengths, size)
+    lengths = prompt_lengths + completion_lengths
+    return Batch(ids.to(device), mask.to(device), lengths.to(device))
+
+
+def pack(sequences: Sequence[Tokens], row_length: int, device: torch.device | str = "cpu") -> Batch:
+    """Put several sequences into each row; position ids keep them apart in attention.
+
+    First-fit decreasing, so rows are nearly full. `completion_mask` is not contiguous within a row here; the losses
+    that need that (PPO's) do not pack.
+
+    Raises:
+        ValueError: a sequence is longer than `row_length`.
+    """
+    rows: list[list[Tokens]] = []
+    room: list[int] = []
+    for sequence in sorted(sequences, key=lambda item: -item.size):
+        size = sequence.size
+        if size > row_length:
+            raise ValueError(f"a sequence of {size} tokens does not fit into a row of {row_length}")
+        row = next((index for index, free in enumerate(room) if free >= size), None)
+        if row is None:
+            rows.append([])
+            room.append(row_length)
+            row = len(rows) - 1
+        rows[row].append(sequence)
+        room[row] -= size
+    size = row_length - min(room)
+    ids = torch.zeros(len(rows), size, dtype=torch.long)
+    mask = torch.zeros(len(rows), size, dtype=torch.bool)
+    positions = torch.zeros(len(rows), size, dtype=torch.long)
+    for row, members in enumerate(rows):
+        start = 0
+        for prompt, completion in members:
+            middle, end = start + len(prompt), start + len(prompt) + len(completion)
+            ids[row, start:end] = torch.tensor([*prompt, *completion])
+            mask[row, middle:end] = True
+            positions[row, start:end] = torch.arange(end - start)
+            start = end
+        positions[row, start:] = torch.arange(size - start)
+    lengths = torch.tensor([row_length - free for free in room])
+    return Batch(ids.to(device), mask.to(device), lengths.to(device), positions.to(device))
+
+
+def microbatches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Group rows of similar length so that rows x longest stays within `max_tokens` (one row always fits)."""
+    groups: list[list[int]] = []
+    for row in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
+        longest = lengths[groups[-1][0]] if groups else 0
+        if groups and (len(groups[-1]) + 1) * longest <= max_tokens:
+            groups[-1].append(row)
+        else:
+            groups.append([row])
+    return groups
+
+
+def padding_waste(lengths: Sequence[int], groups: Sequence[Sequence[int]]) -> float:
+    """Return the share of computed positions that hold no token."""
+    computed = sum(len(group) * max(lengths[row] for row in group) for group in groups)
+    return 1.0 - sum(lengths[row] for group in groups for row in group) / computed

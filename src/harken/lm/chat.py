@@ -1,0 +1,128 @@
+"""Conversations to tokens and back: the one place where text is rendered, encoded and decoded.
+
+Supervised fine-tuning, reward training, PPO and evaluation all come through `Chat`, so a prompt has the same tokens
+everywhere, and what counts as completion (its text plus one end token) is decided here only.
+"""
+
+from typing import Any, Literal
+
+from transformers import PreTrainedTokenizerBase
+
+from harken.errors import DataError
+from harken.records import Prompt
+
+TEMPLATES = {
+    "raw": "{% for message in messages %}{{ message['content'] }}{% endfor %}",
+    "plain": (
+        "{% for message in messages %}{{ message['role'] | capitalize }}:\n{{ message['content'] }}"
+        "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}\n\n{% endfor %}"
+        "{% if add_generation_prompt %}Assistant:\n{% endif %}"
+    ),
+}
+
+
+class Chat:
+    """A tokenizer with its template, and the tokens that end a completion.
+
+    Attributes:
+        end_id: the token appended to every completion that stopped.
+        stop_ids: tokens at which sampling stops; contains `end_id`.
+        note: what was assumed about the template, for people; empty when nothing was.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        template: Literal["auto", "plain", "raw"] = "auto",
+        *,
+        extra_stop_ids: tuple[int, ...] = (),
+    ) -> None:
+        """Choose the template and find the end token.
+
+        Args:
+            tokenizer: of the model; a pad token is not needed.
+            template: `auto` takes the tokenizer's own, else `plain`.
+            extra_stop_ids: further stop tokens, as from the model's generation config.
+
+        Raises:
+            DataError: the tokenizer has no end token at all.
+        """
+        self.tokenizer: Any = tokenizer
+        self.note = ""
+        if template == "auto" and not tokenizer.chat_template:
+            self.note = "the model has no chat template; conversations are rendered as `User:` and `Assistant:` lines"
+            template = "plain"
+        if template != "auto":
+            starts_with_bos = self._starts_with_bos()
+            bos = "{{ bos_token }}" if starts_with_bos else ""
+            tokenizer.chat_template = bos + TEMPLATES[template]
+        self.end_id = self._find_end_id()
+        eos = self.tokenizer.eos_token_id
+        self.stop_ids = frozenset({self.end_id, *extra_stop_ids} | ({eos} if eos is not None else set()))
+        self._anchor = self._encode("a")[-1:]
+        self._anchor_text = self.tokenizer.decode(self._anchor)
+
+    def render(self, prompt: Prompt) -> str:
+        """Return the text of a prompt up to where its completion begins."""
+        messages = [message.model_dump() for message in prompt.messages]
+        continues = messages[-1]["role"] == "assistant"
+        return self.tokenizer.apply_chat_template(
+            messages,
+            tokenize=False,
+            add_generation_prompt=not continues,
+            continue_final_message=continues,
+        )
+
+    def encode_prompt(self, prompt: Prompt, *, max_length: int | None = None) -> list[int]:
+        """Return the token ids of a prompt, special tokens included.
+
+        Raises:
+            DataError: the prompt has no token, or more than `max_length`.
+        """
+        ids = self._encode(self.render(prompt))
+        if not ids:
+            raise DataError(f"prompt {prompt.id!r} has no tokens; give it some text")
+        if max_length is not None and len(ids) > max_length:
+            raise DataError(
+                f"prompt {prompt.id!r} has {len(ids)} tokens, the limit is {max_length}; shorten it or raise the "
+                "limit (max_length, or the model's context less max_new_tokens)"
+            )
+        return ids
+
+    def encode_completion(self, text: str, *, stopped: bool = True) -> list[int]:
+        """Return the token ids of a completion; one that stopped ends with `end_id`."""
+        return self._encode(text) + ([self.end_id] if stopped else [])
+
+    def decode_completion(self, ids: list[int]) -> str:
+        """Return the text of sampled tokens, without the stop token.
+
+        Decoded behind an anchor token, because some tokenizers drop the space in front of a first word.
+        """
+        body = ids[:-1] if ids and ids[-1] in self.stop_ids else ids
+        text = self.tokenizer.decode(
+            [*self._anchor, *body], skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return text[len(self._anchor_text) :]
+
+    def _encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def _starts_with_bos(self) -> bool:
+        bos = self.tokenizer.bos_token_id
+        return bos is not None and self.tokenizer.encode("a")[:1] == [bos]
+
+    def _find_end_id(self) -> int:
+        """Return the first token that the template puts behind an assistant's text, if special, else eos."""
+        messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        whole = self.tokenizer.apply_chat_template(messages, tokenize=False)
+        begun = self.tokenizer.apply_chat_template(messages, tokenize=False, continue_final_message=True)
+        behind = self._encode(whole[len(begun) :])
+        special = {*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder}
+        if behind and behind[0] in special:
+            return behind[0]
+        if self.tokenizer.eos_token_id is None:
+            raise DataError(
+                "the tokenizer has no end-of-sequence token and its chat template ends turns with none; "
+                "set eos_token in tokenizer_config.json"
+            )
+        return self.tokenizer.eos_token_id

@@ -1,0 +1,82 @@
+"""Tensors and settings on disk: checkpoints to resume from, models to use elsewhere. Safetensors and JSON only."""
+
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from harken.artifacts import read_json, storage_errors, write_json
+from harken.errors import DataError
+from harken.lm.optim import Optimizer
+from harken.lm.trunk import Trunk
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write named tensors to one safetensors file."""
+    with storage_errors(path):
+        save_file({name: value.contiguous() for name, value in tensors.items()}, path)
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        DataError: missing or damaged.
+    """
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+
+
+def save_training(folder: Path, trunk: Trunk, optimizers: dict[str, Optimizer], state: dict[str, Any]) -> None:
+    """Write roles, their optimizers, and the loop's own numbers into a checkpoint folder."""
+    for role, optimizer in optimizers.items():
+        save_tensors(folder / f"{role}.safetensors", trunk.state(role))
+        save_tensors(folder / f"{role}.optimizer.safetensors", optimizer.state())
+    write_json(folder / "state.json", state)
+
+
+def load_training(folder: Path, trunk: Trunk, optimizers: dict[str, Optimizer]) -> dict[str, Any]:
+    """Set roles and optimizers from a checkpoint folder and return the loop's own numbers."""
+    for role, optimizer in optimizers.items():
+        trunk.load_state(role, load_tensors(folder / f"{role}.safetensors"))
+        optimizer.load_state(load_tensors(folder / f"{role}.optimizer.safetensors"))
+    return read_json(folder / "state.json")
+
+
+def save_model(folder: Path, trunk: Trunk, role: str) -> None:
+    """Write a role as a plain Hugging Face folder: adapters merged, tokenizer and chat template with it."""
+    network = trunk.network(role)
+    with storage_errors(folder):
+        network.save_pretrained(folder, state_dict=trunk.merged_weights(role))
+        trunk.chat.tokenizer.save_pretrained(folder)
+
+
+def save_adapter(folder: Path, trunk: Trunk, role: str, base: str) -> None:
+    """Write a role's adapters in PEFT's format, so that they open there and in `load_model`."""
+    lora = trunk.roles[role].lora
+    assert lora is not None, f"role {role!r} has no adapters"
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {
+        f"base_model.model.{name}.weight": value
+        for name, value in trunk.state(role).items()
+        if not name.startswith("head.")
+    }
+    save_tensors(folder / "adapter_model.safetensors", tensors)
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": sorted(trunk.adapted_paths()),
+        "inference_mode": True,
+    }
+    write_json(folder / "adapter_config.json", config)
+    with storage_errors(folder):
+        trunk.chat.tokenizer.save_pretrained(folder)

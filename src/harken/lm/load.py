@@ -1,0 +1,179 @@
+"""Load any causal language model: Hugging Face id, folder, GGUF file, PEFT adapter folder, or `smollm2`."""
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from harken import assets
+from harken.artifacts import read_json, storage_errors
+from harken.config import ChatConfig, ComputeConfig
+from harken.errors import DataError, UsageError
+from harken.lm.chat import Chat
+
+Notify = Callable[[str], None]
+
+# Conversion and loading print their own bars and warnings; ours say the same in one line.
+transformers_logging.disable_progress_bar()
+transformers_logging.set_verbosity_error()
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in memory with its tokenizer and chat rendering."""
+
+    model: PreTrainedModel
+    chat: Chat
+    source: str
+    """What `load_model` was asked for."""
+
+    @property
+    def context_length(self) -> int:
+        """Most tokens a sequence may have."""
+        config: Any = self.model.config
+        return int(getattr(config, "max_position_embeddings", None) or 1 << 30)
+
+
+def ignore(message: str) -> None:
+    """Take a notice and do nothing, where nobody wants to be told."""
+    del message
+
+
+def load_model(
+    name: str | Path,
+    *,
+    compute: ComputeConfig | None = None,
+    chat: ChatConfig | None = None,
+    notify: Notify = ignore,
+) -> LoadedModel:
+    """Load model and tokenizer.
+
+    Args:
+        name: `smollm2`, a folder (plain, or with a PEFT adapter), a `.gguf` file, or a Hugging Face id.
+        compute: device and precision.
+        chat: which template renders conversations.
+        notify: called with one line for people when something takes long or was assumed.
+
+    Raises:
+        DataError: no such model, or it cannot be read; the message says what was tried.
+    """
+    compute, chat = compute or ComputeConfig(), chat or ChatConfig()
+    device = pick_device(compute.device)
+    dtype = pick_dtype(compute.dtype, device)
+    folder, gguf = _locate(str(name), notify)
+    model, tokenizer = _read(folder, gguf, dtype)
+    model.eval()
+    model.to(device)  # pyright: ignore[reportArgumentType]
+    generation: Any = model.generation_config
+    stops = generation.eos_token_id if generation is not None else None
+    extra = tuple(stops) if isinstance(stops, list) else () if stops is None else (stops,)
+    rendering = Chat(tokenizer, chat.template, extra_stop_ids=extra)
+    if rendering.note:
+        notify(f"{name}: {rendering.note}")
+    return LoadedModel(model, rendering, str(name))
+
+
+def _locate(name: str, notify: Notify) -> tuple[str, str | None]:
+    """Return (folder or hub id, GGUF file name or None)."""
+    if name == "smollm2":
+        return str(_converted(assets.fetch("smollm2", notify), notify)), None
+    path = Path(name)
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise DataError(f"{path}: no such GGUF file; check the path")
+        return str(path.parent), path.name
+    if path.is_dir() and not any((path / file).exists() for file in ("config.json", "adapter_config.json")):
+        raise DataError(f"{path}: no config.json or adapter_config.json in it, so not a model folder")
+    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
+    if not path.exists() and looks_local:
+        raise DataError(f"{name}: no such folder; give a folder, a Hugging Face id, or smollm2")
+    return name, None
+
+
+def _read(folder: str, gguf: str | None, dtype: torch.dtype) -> tuple[PreTrainedModel, Any]:
+    options = {"gguf_file": gguf} if gguf else {}
+    adapter = Path(folder) / "adapter_config.json"
+    base = read_json(adapter)["base_model_name_or_path"] if adapter.exists() else folder
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, **options)
+        if adapter.exists():
+            # Merged in fp32: a bf16 weight would swallow most of a small adapter's change.
+            merged: Any = PeftModel.from_pretrained(model.float(), folder).merge_and_unload()
+            model = merged.to(dtype)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DataError(
+            f"model {folder!r} could not be loaded: {reason} Give a folder with config.json and safetensors, a "
+            "Hugging Face id that this machine can reach, a .gguf file, or `smollm2`"
+        ) from error
+    return model, tokenizer
+
+
+def _converted(gguf: Path, notify: Notify) -> Path:
+    """Return a plain safetensors folder made once from a GGUF file, beside it in the cache."""
+    folder = gguf.with_suffix(".converted")
+    if (folder / "config.json").exists():
+        return folder
+    notify("converting smollm2 from GGUF to safetensors, once (about 20 s)")
+    model, tokenizer = _read(str(gguf.parent), gguf.name, torch.float32)
+    # The config of a model read from GGUF says "quantized", which blocks saving, though the weights are plain.
+    config: Any = model.config
+    del config.quantization_config
+    plain: Any = AutoModelForCausalLM.from_config(config)
+    plain.load_state_dict(model.state_dict())
+    with storage_errors(folder):
+        temporary = Path(tempfile.mkdtemp(dir=gguf.parent, prefix=".converting-"))
+        plain.to(torch.bfloat16).save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        if not folder.exists():
+            temporary.rename(folder)
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device of a config value; `auto` is the GPU when there is one.
+
+    Raises:
+        UsageError: the device does not exist here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"compute.device={name}: not available here; use auto or cpu") from error
+    return device
+
+
+def pick_dtype(name: Literal["auto", "float32", "bfloat16"], device: torch.device) -> torch.dtype:
+    """Return the type of weights and activations; `auto` measures whether bf16 pays on this machine.
+
+    One matrix product of each type, best of three: bf16 is taken when it is at least 1.3 times faster.
+    """
+    if name != "auto":
+        return torch.float32 if name == "float32" else torch.bfloat16
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    seconds: dict[torch.dtype, float] = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        left = torch.ones(256, 1024, dtype=dtype)
+        right = torch.ones(1024, 1024, dtype=dtype)
+        runs: list[float] = []
+        for _ in range(4):
+            started = time.perf_counter()
+            nn.functional.linear(left, right)
+            runs.append(time.perf_counter() - started)
+        seconds[dtype] = min(runs[1:])
+    return torch.bfloat16 if seconds[torch.float32] > 1.3 * seconds[torch.bfloat16] else torch.float32

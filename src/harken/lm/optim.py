@@ -1,0 +1,102 @@
+"""AdamW with warm-up, decay, gradient clipping, and fp32 masters for bf16 weights."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from harken.config import OptimizerConfig
+
+
+class Optimizer:
+    """Steps a set of named parameters; its whole state saves and loads as tensors."""
+
+    def __init__(self, parameters: dict[str, nn.Parameter], settings: OptimizerConfig, total_steps: int) -> None:
+        """Make masters where weights are not fp32.
+
+        Args:
+            parameters: by name; the names key the saved state.
+            settings: rates, decay, clipping.
+            total_steps: optimizer steps of the whole run, for the schedule.
+        """
+        self.parameters = parameters
+        self.settings = settings
+        self.total_steps = total_steps
+        self.steps = 0
+        # A bf16 weight has 8 significant bits: an update below 1/256 of it would be lost without a master.
+        self._masters = {
+            name: parameter if parameter.dtype == torch.float32 else nn.Parameter(parameter.detach().float())
+            for name, parameter in parameters.items()
+        }
+        self._adam = torch.optim.AdamW(
+            self._masters.values(),
+            lr=settings.learning_rate,
+            betas=settings.betas,
+            eps=settings.eps,
+            weight_decay=settings.weight_decay,
+            fused=False,
+            foreach=True,
+        )
+
+    def learning_rate(self) -> float:
+        """Return the rate of the coming step."""
+        settings = self.settings
+        warmup = max(1, math.ceil(settings.warmup_fraction * self.total_steps))
+        if settings.warmup_fraction > 0 and self.steps < warmup:
+            return settings.learning_rate * (self.steps + 1) / warmup
+        progress = min(1.0, self.steps / max(1, self.total_steps))
+        match settings.schedule:
+            case "constant":
+                factor = 1.0
+            case "linear":
+                factor = 1.0 - progress
+            case "cosine":
+                factor = 0.5 * (1.0 + math.cos(math.pi * progress))
+        return settings.learning_rate * factor
+
+    def step(self) -> float:
+        """Clip, step, clear the gradients; return the gradient norm before clipping."""
+        for name, parameter in self.parameters.items():
+            if self._masters[name] is not parameter and parameter.grad is not None:
+                self._masters[name].grad = parameter.grad.float()
+        norm = nn.utils.clip_grad_norm_(self._masters.values(), self.settings.max_grad_norm)
+        for group in self._adam.param_groups:
+            group["lr"] = self.learning_rate()
+        self._adam.step()
+        self.steps += 1
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                if self._masters[name] is not parameter:
+                    parameter.copy_(self._masters[name])
+                parameter.grad = None
+                self._masters[name].grad = None
+        return float(norm)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return moments, masters and the step count as named CPU tensors."""
+        tensors = {"steps": torch.tensor(self.steps)}
+        for name, master in self._masters.items():
+            moments = self._adam.state.get(master, {})
+            for key in ("exp_avg", "exp_avg_sq", "step"):
+                if key in moments:
+                    tensors[f"{name}::{key}"] = moments[key].detach().to("cpu", copy=True)
+            if master is not self.parameters[name]:
+                tensors[f"{name}::master"] = master.detach().to("cpu", copy=True)
+        return tensors
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """Go on from what `state` returned."""
+        self.steps = int(tensors["steps"])
+        with torch.no_grad():
+            for name, master in self._masters.items():
+                if f"{name}::master" in tensors:
+                    master.copy_(tensors[f"{name}::master"])
+                moments = {
+                    key: tensors[f"{name}::{key}"].clone()
+                    for key in ("exp_avg", "exp_avg_sq", "step")
+                    if f"{name}::{key}" in tensors
+                }
+                if moments:
+                    for key in ("exp_avg", "exp_avg_sq"):
+                        moments[key] = moments[key].to(master.device)
+                    self._adam.state[master] = moments

@@ -1,0 +1,266 @@
+"""One base in memory, many roles: policy, reference, critic and reward model share frozen weights.
+
+A role is a set of low-rank adapters on the base, or a full copy of it, with or without a scalar head. The reference is
+no role at all: the base with all adapters off.
+
+    trunk = Trunk(load_model("smollm2"))
+    trunk.add_role("policy", LoraConfig(), seed=0)
+    states = trunk.hidden("policy", batch)        # through the policy's adapters
+    states = trunk.hidden(None, batch)            # the reference
+"""
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from harken.config import FullConfig, LoraConfig
+from harken.lm.batch import Batch
+from harken.lm.load import LoadedModel
+from harken.runs import derive_seed
+
+
+class RoleSwitch:
+    """Says which role's adapters are on; shared by all adapted layers of one base."""
+
+    def __init__(self) -> None:
+        """Start with all adapters off."""
+        self.role: str | None = None
+
+
+class LoraLinear(nn.Module):
+    """A frozen linear layer plus one low-rank term for each role (arXiv:2106.09685, eq. 3).
+
+    The adapters are fp32 whatever the base is, so that small updates are not lost; they are cast for the product.
+    """
+
+    def __init__(self, base: nn.Module, switch: RoleSwitch) -> None:
+        """Wrap a linear layer (or GPT-2's transposed one)."""
+        super().__init__()
+        self.base = base
+        self.switch = switch
+        self.down = nn.ParameterDict()
+        self.up = nn.ParameterDict()
+        self.scale: dict[str, float] = {}
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Input and output width."""
+        weight: Any = self.base.weight
+        first, second = weight.shape
+        return (first, second) if isinstance(self.base, Conv1D) else (second, first)
+
+    def add(self, role: str, rank: int, scale: float, seed: int) -> None:
+        """Add a role's adapter; it starts as zero change."""
+        width_in, width_out = self.sizes
+        weight: Any = self.base.weight
+        generator = torch.Generator().manual_seed(seed)
+        bound = math.sqrt(3.0 / width_in)  # Kaiming uniform with a = sqrt(5), as LoRA's authors do, times sqrt(3)
+        down = (torch.rand(rank, width_in, generator=generator) * 2 - 1) * bound / math.sqrt(3)
+        self.down[role] = nn.Parameter(down.to(weight.device))
+        self.up[role] = nn.Parameter(torch.zeros(width_out, rank, device=weight.device))
+        self.scale[role] = scale
+
+    def delta(self, role: str) -> Tensor:
+        """Return the change of the weight, in the layout of the base's weight, fp32."""
+        change = (self.up[role] @ self.down[role]) * self.scale[role]
+        return change.T if isinstance(self.base, Conv1D) else change
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the base, and the adapter of the role that is on."""
+        y = self.base(x)
+        role = self.switch.role
+        if role is None or role not in self.scale:
+            return y
+        down = self.down[role].to(x.dtype)
+        up = (self.up[role] * self.scale[role]).to(x.dtype)
+        return y + nn.functional.linear(nn.functional.linear(x, down), up)
+
+
+@dataclass
+class Role:
+    """What a role has of its own."""
+
+    full_model: PreTrainedModel | None = None
+    """A trainable copy of the base, for full fine-tuning."""
+    lora: LoraConfig | None = None
+    head: nn.Linear | None = None
+    """States (N, H) fp32 to scalars (N, 1)."""
+    extra: dict[str, float] = field(default_factory=dict[str, float])
+
+
+class Trunk:
+    """A frozen base model and its roles."""
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        """Freeze the model."""
+        self.model = loaded.model
+        self.chat = loaded.chat
+        self.source = loaded.source
+        self.context_length = loaded.context_length
+        self.model.requires_grad_(False)
+        self.switch = RoleSwitch()
+        self.roles: dict[str, Role] = {}
+        self._layers: dict[str, LoraLinear] = {}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights live."""
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the base's weights and of activations."""
+        return self.model.dtype
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the states."""
+        return int(self.model.get_input_embeddings().weight.shape[1])  # pyright: ignore
+
+    def add_role(self, name: str, tune: LoraConfig | FullConfig | None, *, seed: int, head: bool = False) -> None:
+        """Add a role that starts as the base itself.
+
+        Args:
+            name: such as `policy`.
+            tune: adapters, a full copy, or None for a head on the base as it is.
+            seed: of the adapters' and head's random initialization.
+            head: add a scalar head, N(0, 1/sqrt(width + 1)) with bias 0 (OpenAI 2019).
+        """
+        role = Role()
+        match tune:
+            case LoraConfig():
+                role.lora = tune
+                for path, layer in self._adapted_layers().items():
+                    layer.add(name, tune.rank, tune.alpha / tune.rank, derive_seed(seed, path))
+            case FullConfig():
+                self.switch.role = None
+                role.full_model = copy.deepcopy(self._without_adapters())
+                role.full_model.requires_grad_(True)
+            case None:
+                pass
+        if head:
+            width = self.hidden_size
+            role.head = nn.Linear(width, 1, device=self.device, dtype=torch.float32)
+            generator = torch.Generator().manual_seed(derive_seed(seed, "head"))
+            weight = torch.randn(1, width, generator=generator) / math.sqrt(width + 1)
+            with torch.no_grad():
+                role.head.weight.copy_(weight)
+                role.head.bias.zero_()
+        self.roles[name] = role
+
+    def hidden(self, role: str | None, batch: Batch) -> Tensor:
+        """Return (B, S, H), the last layer's states of a batch under a role (None = reference)."""
+        network: Any = self.network(role).base_model
+        inputs: dict[str, Any] = {"input_ids": batch.ids, "use_cache": False}
+        if batch.position_ids is not None:
+            inputs["position_ids"] = batch.position_ids
+        return network(**inputs).last_hidden_state
+
+    def network(self, role: str | None) -> PreTrainedModel:
+        """Return the model that computes a role, its adapters switched on."""
+        full = self.roles[role].full_model if role is not None else None
+        self.switch.role = role if full is None else None
+        return self.model if full is None else full
+
+    def logits_fn(self, role: str | None) -> Callable[[Tensor], Tensor]:
+        """Return the output layer of a role: states (N, H) to logits (N, V)."""
+        network: Any = self.network(role)
+        layer = network.get_output_embeddings()
+        config = network.config
+        soft_cap = getattr(config, "final_logit_softcapping", None)
+        scale = getattr(config, "logit_scale", None) or 1.0
+        scale /= getattr(config, "logits_scaling", None) or 1.0
+
+        def logits(states: Tensor) -> Tensor:
+            values = layer(states)
+            if scale != 1.0:
+                values = values * scale
+            return values if soft_cap is None else torch.tanh(values / soft_cap) * soft_cap
+
+        return logits
+
+    def head(self, role: str, states: Tensor) -> Tensor:
+        """Return (N,) fp32, the role's scalar for each of (N, H) states."""
+        head = self.roles[role].head
+        assert head is not None, f"role {role!r} has no head"
+        return head(states.float()).squeeze(-1)
+
+    def parameters(self, role: str) -> dict[str, nn.Parameter]:
+        """Return the trainable parameters of a role by name."""
+        found: dict[str, nn.Parameter] = {}
+        own = self.roles[role]
+        if own.full_model is not None:
+            found.update(own.full_model.named_parameters())
+        for path, layer in self._layers.items():
+            if role in layer.scale:
+                found[f"{path}.lora_A"] = layer.down[role]
+                found[f"{path}.lora_B"] = layer.up[role]
+        if own.head is not None:
+            found["head.weight"], found["head.bias"] = own.head.weight, own.head.bias
+        return found
+
+    def state(self, role: str) -> dict[str, Tensor]:
+        """Return copies of a role's parameters, on the CPU, by name."""
+        return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in self.parameters(role).items()}
+
+    def load_state(self, role: str, tensors: dict[str, Tensor]) -> None:
+        """Set a role's parameters from `state`.
+
+        Raises:
+            ValueError: names or shapes differ; the message lists them.
+        """
+        own = self.parameters(role)
+        odd = sorted(set(own) ^ set(tensors)) or sorted(
+            name for name, value in own.items() if value.shape != tensors[name].shape
+        )
+        if odd:
+            raise ValueError(f"role {role!r}: parameters do not match: {', '.join(odd[:4])}")
+        with torch.no_grad():
+            for name, value in own.items():
+                value.copy_(tensors[name])
+
+    def merged_weights(self, role: str) -> dict[str, Tensor]:
+        """Return the plain weights of a role, adapters added in fp32 and then cast back, by plain name."""
+        network = self.network(role)
+        tensors: dict[str, Tensor] = {}
+        for name, value in network.state_dict().items():
+            if ".down." not in name and ".up." not in name:
+                tensors[name.replace(".base.", ".")] = value
+        if self.roles[role].lora is not None:
+            for path, layer in self._layers.items():
+                weight: Any = layer.base.weight
+                total = weight.float() + layer.delta(role)
+                tensors[f"{path}.weight"] = total.detach().to(weight.dtype)
+        return tensors
+
+    def adapted_paths(self) -> Iterator[str]:
+        """Yield the module path of every layer that adapters sit on."""
+        yield from self._adapted_layers()
+
+    def _adapted_layers(self) -> dict[str, LoraLinear]:
+        """Wrap every linear layer of the transformer blocks (not the output layer), once."""
+        if not self._layers:
+            output = self.model.get_output_embeddings()
+            targets = [
+                (path, module)
+                for path, module in self.model.named_modules()
+                if isinstance(module, nn.Linear | Conv1D) and module is not output
+            ]
+            for path, module in targets:
+                parent = self.model.get_submodule(path.rpartition(".")[0])
+                layer = LoraLinear(module, self.switch)
+                setattr(parent, path.rpartition(".")[2], layer)
+                self._layers[path] = layer
+        return self._layers
+
+    def _without_adapters(self) -> PreTrainedModel:
+        """Return the base with plain layers in place of adapted ones; adapted layers come back on the next use."""
+        assert not self._layers, "add full-copy roles before adapter roles"
+        return self.model

@@ -1,0 +1,222 @@
+"""One turn of the loop on one screen: judgments -> pairs -> reward model -> policy -> is it better? -> report.
+
+Each stage writes a folder and marks it finished; running the same recipe again skips what is finished and goes on with
+what is not.
+"""
+
+import os
+import platform
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar
+
+from harken import assets
+from harken.artifacts import HARKEN_VERSION, read_json, read_records, write_json, write_records
+from harken.config import CollectConfig, Config, PreferencesConfig, PromptsConfig, RecipeConfig
+from harken.evaluate.evaluate import evaluate
+from harken.feedback.exchange import read_harken, read_ratings
+from harken.feedback.store import FeedbackStore
+from harken.policy.ppo import ppo
+from harken.policy.sft import sft
+from harken.preferences.derive import beginnings, demonstrations_from
+from harken.preferences.pairs import preferences_from_export
+from harken.preferences.quality import agreement_report
+from harken.progress import QUIET, Reporter
+from harken.records import Demonstration, PreferencePair, Prompt
+from harken.report.html import write_report
+from harken.reward.functions import Lexicon, load_reward
+from harken.reward.train import train_reward
+from harken.runs import Run
+
+T = TypeVar("T")
+
+
+def run_recipe(recipe: RecipeConfig, out: Path, reporter: Reporter = QUIET) -> Path:
+    """Run all stages of a recipe and return the report's path; a stopped run goes on where it stopped."""
+    clock = Clock(recipe, out, reporter)
+    export = clock.stage("collect", lambda: collect(recipe.collect, out / "collect", reporter))
+    data = clock.stage("preferences", lambda: prepare(recipe, export, out / "preferences"))
+    pairs = read_records(data / "pairs.jsonl", PreferencePair)
+    demonstrations = read_records(data / "demonstrations.jsonl", Demonstration)
+    train_prompts = read_records(data / "prompts.train.jsonl", Prompt)
+    heldout_prompts = read_records(data / "prompts.heldout.jsonl", Prompt)
+    base = clock.stage(
+        "sft",
+        lambda: sft(
+            recipe.model,
+            demonstrations,
+            out / "sft",
+            recipe.sft,
+            data=data / "demonstrations.jsonl",
+            reporter=reporter,
+        ),
+    )
+    reward = clock.stage(
+        "reward",
+        lambda: train_reward(
+            base,
+            pairs,
+            out / "reward",
+            recipe.reward,
+            prompts=train_prompts,
+            data=data / "pairs.jsonl",
+            reporter=reporter,
+        ),
+    )
+    policy = clock.stage(
+        "ppo",
+        lambda: ppo(
+            base,
+            train_prompts,
+            lambda trunk: load_reward(str(reward), trunk=trunk, compute=recipe.ppo.compute),
+            out / "ppo",
+            recipe.ppo,
+            inputs={"prompts": data / "prompts.train.jsonl", "reward": reward},
+            reporter=reporter,
+        ),
+    )
+    clock.stage(
+        "evaluate",
+        lambda: evaluate(
+            policy,
+            base,
+            heldout_prompts,
+            {
+                "reward": load_reward(str(reward), compute=recipe.evaluate.compute),
+                "lexicon": Lexicon(),
+            },
+            out / "evaluate",
+            recipe.evaluate,
+            data=data / "prompts.heldout.jsonl",
+            reporter=reporter,
+        ),
+    )
+    write_report(out, out / "report.html")
+    return out / "report.html"
+
+
+def collect(config: CollectConfig, out: Path, reporter: Reporter = QUIET) -> Path:
+    """Import judgments into a store, export them, and measure how far people agree; return the export's folder."""
+    run = Run(out, "collect", config, {})
+    if run.finished:
+        return out / "export"
+    name, _, part = config.path.partition(":")
+    if name == "reviews":
+        folder = assets.fetch("reviews", reporter.say)
+        path = folder / f"{REVIEW_FILES[part]}_GroundTruth.txt" if part else folder
+    else:
+        path = Path(config.path)
+    imported = read_ratings(path) if config.format == "ratings" else read_harken(path)
+    with FeedbackStore.open(f"sqlite:///{out / 'feedback.db'}") as store:
+        store.add(imported.prompts, imported.completions, imported.judgments, source=imported.source)
+        store.export(out / "export")
+        report = agreement_report(store.judgments(), store.completions())
+    write_json(out / "agreement.json", report)
+    run.finish({"notes": list(imported.source.notes)})
+    return out / "export"
+
+
+REVIEW_FILES = {
+    "movie": "movieReviewSnippets",
+    "amazon": "amazonReviewSnippets",
+    "nyt": "nytEditorialSnippets",
+    "tweets": "tweets",
+}
+
+
+class PrepareConfig(Config):
+    """What decides the training data."""
+
+    preferences: PreferencesConfig
+    """Judgments to pairs."""
+    prompts: PromptsConfig
+    """Texts to prompts."""
+
+
+def prepare(recipe: RecipeConfig, export: Path, out: Path) -> Path:
+    """Make pairs, demonstrations and prompts from an export; return their folder."""
+    config = PrepareConfig(preferences=recipe.preferences, prompts=recipe.prompts)
+    run = Run(out, "preferences", config, {"export": export})
+    if run.finished:
+        return out
+    pairs, rated = preferences_from_export(export, recipe.preferences)
+    parents, seeds = run.inputs, {"seed": recipe.preferences.seed}
+    write_records(out / "pairs.jsonl", pairs, kind="pairs", parents=parents, seeds=seeds)
+    demonstrations = demonstrations_from(rated)
+    write_records(
+        out / "demonstrations.jsonl",
+        demonstrations,
+        kind="demonstrations",
+        parents=parents,
+        seeds=seeds,
+    )
+    prompts = beginnings(rated, recipe.prompts)
+    for split in ("train", "heldout"):
+        chosen = [prompt for prompt, side in prompts if side == split]
+        write_records(out / f"prompts.{split}.jsonl", chosen, kind="prompts", parents=parents, seeds=seeds)
+    write_json(out / "summary.json", summarize(pairs))
+    run.finish()
+    return out
+
+
+def summarize(pairs: list[PreferencePair]) -> dict[str, Any]:
+    """Return counts of pairs by split and strength."""
+    splits = ("train", "heldout")
+    return {
+        **{split: sum(pair.split == split for pair in pairs) for split in splits},
+        "by_strength": {
+            split: {
+                str(strength): sum(pair.split == split and pair.strength == strength for pair in pairs)
+                for strength in range(4)
+            }
+            for split in splits
+        },
+        "mean_soft_label": sum(pair.soft_label for pair in pairs) / len(pairs) if pairs else None,
+    }
+
+
+class Clock:
+    """Times the stages, says what comes next, and keeps `run.json` for the report."""
+
+    def __init__(self, recipe: RecipeConfig, out: Path, reporter: Reporter) -> None:
+        """Start or go on with a run folder."""
+        self._path = out / "run.json"
+        self._reporter = reporter
+        self._facts: dict[str, Any] = {
+            "recipe": recipe.name,
+            "title": recipe.title,
+            "model": recipe.model,
+            "seed": recipe.seed,
+            "harken_version": HARKEN_VERSION,
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": {},
+            "machine": machine(),
+        }
+        if self._path.exists():
+            self._facts |= {key: read_json(self._path)[key] for key in ("started", "seconds")}
+
+    def stage(self, name: str, work: Callable[[], T]) -> T:
+        """Run one stage and add its seconds to those it took before."""
+        self._reporter.say(f"-- {name}")
+        started = time.perf_counter()
+        result = work()
+        seconds = self._facts["seconds"]
+        seconds[name] = round(seconds.get(name, 0.0) + time.perf_counter() - started, 1)
+        write_json(self._path, self._facts)
+        return result
+
+
+def machine() -> dict[str, Any]:
+    """Return what the figures were measured on."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30 if hasattr(os, "sysconf") else None
+    return {
+        "cpu": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "memory_gb": None if memory is None else round(memory, 1),
+        "python": platform.python_version(),
+        "torch": version("torch"),
+        "transformers": version("transformers"),
+    }

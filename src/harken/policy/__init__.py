@@ -1,0 +1,1 @@
+"""Reward to policy: supervised fine-tuning and PPO."""

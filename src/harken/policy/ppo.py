@@ -1,0 +1,348 @@
+"""Proximal policy optimization for language models: sample, score, update (arXiv:1707.06347, 1909.08593).
+
+The whole algorithm reads top to bottom here: `ppo` is the loop, `update` one step's learning. Its mathematics is in
+`core`: rewards and KL, advantages, the clipped losses.
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harken.config import AdaptiveKl, PpoConfig
+from harken.core.advantages import gae, scale_to_unit_std, whiten
+from harken.core.kl import adaptive_kl_coef, kl_k1, kl_k3
+from harken.core.policy_loss import entropy_bonus, ppo_policy_loss
+from harken.core.rewards import apply_stop_penalty, clip_scores, token_rewards
+from harken.core.value_loss import clipped_value_loss, explained_variance
+from harken.errors import DataError
+from harken.lm.batch import microbatches, padding_waste
+from harken.lm.checkpoint import load_training, save_training
+from harken.lm.forward import completion_logprobs, completion_values
+from harken.lm.load import load_model
+from harken.lm.optim import Optimizer
+from harken.lm.trunk import Trunk
+from harken.policy.rollout import CRITIC, POLICY, Rollout, rollout, score
+from harken.policy.selftest import check_first_rollout, check_first_update, check_output_layer
+from harken.policy.sft import save_policy
+from harken.progress import QUIET, Reporter
+from harken.protocols import Reward
+from harken.records import Prompt
+from harken.runs import Run, Timer, derive_seed
+
+RewardMaker = Callable[[Trunk], Reward]
+"""Makes the reward once the base is in memory, so that a reward model can share it."""
+
+
+@dataclass
+class PpoState:
+    """What `update` changes: roles of the trunk, their optimizers, and the KL coefficient."""
+
+    trunk: Trunk
+    optimizers: dict[str, Optimizer]
+    kl_coef: float
+
+
+def ppo(
+    model: str | Path,
+    prompts: Sequence[Prompt],
+    make_reward: RewardMaker,
+    out: Path,
+    config: PpoConfig | None = None,
+    *,
+    inputs: dict[str, Path | str] | None = None,
+    reporter: Reporter = QUIET,
+) -> Path:
+    """Train a policy on a reward and return the folder of the trained model.
+
+    Args:
+        model: where policy and reference start: folder, Hugging Face id, or `smollm2`.
+        prompts: drawn without replacement, in a fresh order each pass.
+        make_reward: called once with the trunk; returns any callable that scores completions.
+        out: run folder; a stopped run goes on, a finished one is returned as it is.
+        config: settings; the defaults are recommended ones.
+        inputs: names and paths of prompts and reward, for the manifest.
+        reporter: shows progress.
+
+    Raises:
+        DataError: no prompts, or one too long.
+        SelfTestError: something is wrong with model, sampler or rendering; the message says what.
+        ResumeError: `out` was started with other settings.
+    """
+    config = config or PpoConfig()
+    run = Run(out, "ppo", config, {"model": model, **(inputs or {})})
+    if run.finished:
+        return out / "model"
+    if not prompts:
+        raise DataError("no prompts; give at least one")
+    state, reward = prepare(model, make_reward, config, reporter)
+    trunk = state.trunk
+    if run.checkpoint_folder:
+        state.kl_coef = load_training(run.checkpoint_folder, trunk, state.optimizers)["kl_coef"]
+    metrics: dict[str, float] = {}
+
+    def describe() -> str:
+        return f"score {metrics['score_mean']:+.2f}  KL {metrics['kl_sequence']:.1f} nats"
+
+    steps = range(run.step, config.steps)
+    for step in reporter.track(steps, "ppo", total=config.steps, done=run.step, describe=describe):
+        timer = Timer()
+        experience = rollout(trunk, draw_prompts(prompts, config, step), config, step=step)
+        if step == 0:
+            check_first_rollout(trunk, experience)
+        num_tokens = int(experience.batch.completion_mask.sum())
+        timer.measure("sample", num_tokens)
+        scores = score(experience, reward)
+        timer.measure("score", num_tokens)
+        metrics = update(state, experience, scores, config, step=step)
+        timer.measure("train", num_tokens * int(metrics["epochs_run"]))
+        run.log(step + 1, {**metrics, **timer.rates()})
+        for row in range(min(config.num_samples, len(experience.completions))):
+            run.log_sample(step + 1, sample_row(experience, scores, row))
+        if (step + 1) % config.save_every == 0:
+            save_step(run, state, step + 1)
+    folder = save_policy(out, trunk, run, str(model))
+    run.finish({"episodes": config.steps * config.prompts_per_step * config.completions_per_prompt})
+    return folder
+
+
+def prepare(
+    model: str | Path, make_reward: RewardMaker, config: PpoConfig, reporter: Reporter = QUIET
+) -> tuple[PpoState, Reward]:
+    """Put base, policy, critic and reward into memory and run the first self-test.
+
+    The critic starts as the reward model when that lives on the same base (arXiv:2203.02155), else from a random head.
+    """
+    trunk = Trunk(load_model(model, compute=config.compute, chat=config.chat, notify=reporter.say))
+    trunk.add_role(POLICY, config.tune, seed=derive_seed(config.seed, POLICY))
+    reward = make_reward(trunk)
+    tune = config.tune
+    source = trunk.roles.get("reward")
+    if source is not None and source.lora is not None:
+        tune = source.lora
+    trunk.add_role(CRITIC, tune, seed=derive_seed(config.seed, CRITIC), head=True)
+    if source is not None and source.lora is not None:
+        copy_reward_to_critic(trunk, reward)
+    check_output_layer(trunk)
+    rollouts = config.prompts_per_step * config.completions_per_prompt
+    updates = config.steps * config.epochs * -(-rollouts // config.minibatch_size)
+    optimizers = {
+        POLICY: Optimizer(trunk.parameters(POLICY), config.policy_optimizer, updates),
+        CRITIC: Optimizer(trunk.parameters(CRITIC), config.critic_optimizer, updates),
+    }
+    return PpoState(trunk, optimizers, config.kl.coef), reward
+
+
+def copy_reward_to_critic(trunk: Trunk, reward: Any) -> None:
+    """Start the critic as the reward model, its head rescaled so that it predicts normalized scores."""
+    tensors = trunk.state("reward")
+    gain, bias = getattr(reward, "gain", 1.0), getattr(reward, "bias", 0.0)
+    tensors["head.weight"] = tensors["head.weight"] * gain
+    tensors["head.bias"] = tensors["head.bias"] * gain + bias
+    trunk.load_state(CRITIC, tensors)
+
+
+def update(state: PpoState, experience: Rollout, scores: Tensor, config: PpoConfig, *, step: int) -> dict[str, float]:
+    """Learn from one rollout: rewards, advantages, then epochs of minibatches; return the step's metrics.
+
+    Args:
+        state: changed in place.
+        experience: of the current policy.
+        scores: (B,) what the reward gave.
+        config: of PPO.
+        step: decides the order of the minibatches together with the seed.
+    """
+    mask = experience.batch.completion_mask
+    rewards = make_rewards(experience, scores, config, state.kl_coef)
+    advantages, returns = gae(
+        rewards, experience.values, mask, gamma=config.loss.gamma, gae_lambda=config.loss.gae_lambda
+    )
+    value_fit = float(explained_variance(experience.values, returns, mask))
+    if config.loss.whiten_advantages:
+        advantages = whiten(advantages, mask)
+    targets = Targets(advantages, returns)
+    totals: dict[str, float] = {}
+    metrics: dict[str, float] = {}
+    count = epochs_run = 0
+    approx_kl = 0.0
+    for epoch in range(config.epochs):
+        epochs_run += 1
+        order = list(range(len(scores)))
+        random.Random(derive_seed(config.seed, "minibatches", step, epoch)).shuffle(order)
+        for start in range(0, len(order), config.minibatch_size):
+            rows = order[start : start + config.minibatch_size]
+            metrics = minibatch_step(state, experience, targets, rows, config)
+            if step == 0 and count == 0:
+                check_first_update(state.trunk, metrics)
+            count += 1
+            for name, value in metrics.items():
+                totals[name] = totals.get(name, 0.0) + value
+        approx_kl = metrics["approx_kl"]
+        if config.approx_kl_limit is not None and approx_kl > config.approx_kl_limit:
+            break
+    expected = epochs_run * -(-len(scores) // config.minibatch_size)
+    assert count == expected, f"{count} optimizer steps, planned {expected}"
+    metrics = {name: value / count for name, value in totals.items()}
+    metrics |= rollout_metrics(experience, scores, rewards, state.kl_coef)
+    metrics |= {
+        "explained_variance": value_fit,
+        "epochs_run": float(epochs_run),
+        "approx_kl_last": approx_kl,
+    }
+    if isinstance(config.kl, AdaptiveKl):
+        state.kl_coef = adaptive_kl_coef(
+            state.kl_coef,
+            metrics["kl_sequence"],
+            target=config.kl.target,
+            horizon=config.kl.horizon,
+            num_episodes=len(scores),
+            lower=config.kl.coef / 100,
+            upper=config.kl.coef * 100,
+        )
+    return metrics
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What the minibatches of one update learn."""
+
+    advantages: Tensor
+    """(B, S), standardized if the config says so."""
+    returns: Tensor
+    """(B, S), made before standardizing."""
+
+
+def make_rewards(experience: Rollout, scores: Tensor, config: PpoConfig, kl_coef: float) -> Tensor:
+    """Return (B, S) rewards: -kl_coef * k1 at each token, and the clipped, penalized score at the last one."""
+    clipped = clip_scores(scores, config.score.clip)
+    if config.score.stop_penalty != "none":
+        clipped = apply_stop_penalty(
+            clipped,
+            experience.stopped,
+            mode=config.score.stop_penalty,
+            value=config.score.stop_value,
+        )
+    kl = kl_k1(experience.old_logprobs, experience.ref_logprobs)
+    rewards = token_rewards(clipped, kl, experience.batch.completion_mask, kl_coef)
+    return scale_to_unit_std(rewards, experience.batch.completion_mask) if config.score.whiten_rewards else rewards
+
+
+def minibatch_step(
+    state: PpoState, experience: Rollout, targets: Targets, rows: Sequence[int], config: PpoConfig
+) -> dict[str, float]:
+    """Take one optimizer step of policy and critic; losses are means over the minibatch's completion tokens."""
+    trunk, settings = state.trunk, config.loss
+    batch = experience.batch
+    lengths = batch.lengths.tolist()
+    groups = microbatches([lengths[row] for row in rows], config.compute.microbatch_tokens)
+    denominator = float(batch.completion_mask[torch.tensor(rows, device=batch.ids.device)].sum())
+    totals: dict[str, float] = {}
+
+    def add(name: str, value: Tensor) -> None:
+        totals[name] = totals.get(name, 0.0) + float(value)
+
+    for group in groups:
+        chosen = [rows[index] for index in group]
+        part = batch.select(chosen)
+        index, size = torch.tensor(chosen, device=batch.ids.device), part.ids.shape[1]
+        mask = part.completion_mask
+        with_entropy = settings.entropy_coef > 0
+        read = completion_logprobs(
+            trunk,
+            POLICY,
+            part,
+            temperature=config.sampling.temperature,
+            chunk_tokens=config.compute.chunk_tokens,
+            with_entropy=with_entropy,
+        )
+        policy = ppo_policy_loss(
+            read.logprobs,
+            experience.old_logprobs[index, :size],
+            targets.advantages[index, :size],
+            mask,
+            clip_low=settings.clip_low,
+            clip_high=settings.clip_high,
+            denominator=denominator,
+            dual_clip=settings.dual_clip,
+        )
+        loss = policy.loss
+        if read.entropy is not None:
+            loss = loss - settings.entropy_coef * entropy_bonus(read.entropy, mask, denominator)
+        torch.autograd.backward(loss)
+        value = clipped_value_loss(
+            completion_values(trunk, CRITIC, part),
+            experience.values[index, :size],
+            targets.returns[index, :size],
+            mask,
+            clip_range=settings.value_clip,
+            denominator=denominator,
+        )
+        torch.autograd.backward(value.loss)
+        add("policy_loss", policy.loss)
+        add("value_loss", value.loss)
+        for name, share in (policy.metrics | value.metrics).items():
+            add(name, share)
+    rate = state.optimizers[POLICY].learning_rate()
+    norms = {f"grad_norm_{role}": optimizer.step() for role, optimizer in state.optimizers.items()}
+    waste = padding_waste([lengths[row] for row in rows], groups)
+    return {**totals, **norms, "lr": rate, "padding_waste": waste}
+
+
+def rollout_metrics(experience: Rollout, scores: Tensor, rewards: Tensor, kl_coef: float) -> dict[str, float]:
+    """Return what the rollout says of the policy before this step's update; means over completions or their tokens."""
+    mask = experience.batch.completion_mask
+    k1 = kl_k1(experience.old_logprobs, experience.ref_logprobs) * mask
+    k3 = kl_k3(experience.old_logprobs, experience.ref_logprobs) * mask
+    lengths = mask.sum(1).float()
+    mismatch = (experience.sampler_logprobs - experience.old_logprobs).abs() * mask
+    return {
+        "score_mean": float(scores.mean()),
+        "score_std": float(scores.std(unbiased=False)),
+        "reward_mean": float((rewards * mask).sum(1).mean()),
+        "kl_sequence": float(k1.sum(1).mean()),
+        "kl_token": float(k1.sum() / mask.sum()),
+        "kl_k3": float(k3.sum(1).mean()),
+        "kl_coef": kl_coef,
+        "entropy": experience.entropy,
+        "length_mean": float(lengths.mean()),
+        "stop_fraction": float(experience.stopped.float().mean()),
+        "sampler_mismatch": float(mismatch.sum() / mask.sum()),
+    }
+
+
+def draw_prompts(prompts: Sequence[Prompt], config: PpoConfig, step: int) -> list[Prompt]:
+    """Return the step's prompts: without replacement until all were used, then in a fresh order."""
+    chosen: list[Prompt] = []
+    for position in range(step * config.prompts_per_step, (step + 1) * config.prompts_per_step):
+        lap, place = divmod(position, len(prompts))
+        chosen.append(prompts[_order(len(prompts), config.seed, lap)[place]])
+    return chosen
+
+
+def _order(count: int, seed: int, lap: int) -> list[int]:
+    order = list(range(count))
+    random.Random(derive_seed(seed, "prompts", lap)).shuffle(order)
+    return order
+
+
+def sample_row(experience: Rollout, scores: Tensor, row: int) -> dict[str, object]:
+    """Return one completion as a row of samples.jsonl."""
+    prompt = experience.prompts[row]
+    return {
+        "prompt": prompt.messages[-1].content,
+        "completion": experience.completions[row].message.content,
+        "score": round(float(scores[row]), 4),
+        "finish_reason": experience.completions[row].finish_reason,
+    }
+
+
+def save_step(run: Run, state: PpoState, step: int) -> None:
+    """Save everything the next iteration starts from; between iterations there is no rollout to keep."""
+    run.save_checkpoint(
+        step,
+        lambda folder: save_training(folder, state.trunk, state.optimizers, {"kl_coef": state.kl_coef}),
+    )

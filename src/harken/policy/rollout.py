@@ -1,0 +1,131 @@
+"""One PPO step's experience: `rollout` samples and reads it, `score` asks the reward."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from harken.config import PpoConfig
+from harken.errors import RewardError
+from harken.lm.batch import Batch, Tokens, pad
+from harken.lm.forward import by_microbatch, completion_logprobs, completion_values
+from harken.lm.sample import completion_seeds, sample
+from harken.lm.trunk import Trunk
+from harken.protocols import Reward
+from harken.records import Completion, Message, Prompt, SamplingSettings, content_id
+
+POLICY, CRITIC = "policy", "critic"
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Completions of one step and what was known about them before any update.
+
+    Example: prompt `The film` (2 tokens), completion ` is great<end>` (3 tokens), one column of padding:
+
+        ids              the  film  is  great  end  0
+        completion_mask  F    F     T   T      T    F
+        old_logprobs     0    0     .   .      .    0     of `is`, `great`, `end`, each at its own index
+        values           0    0     .   .      .    0     read before each token was drawn
+    """
+
+    prompts: list[Prompt]
+    """B prompts, one for each completion."""
+    completions: list[Completion]
+    """B completions."""
+    batch: Batch
+    """(B, S) token ids with completion mask."""
+    sampler_logprobs: Tensor
+    """(B, S) nats, as drawn."""
+    old_logprobs: Tensor
+    """(B, S) nats, the policy before the update, from the training forward pass."""
+    ref_logprobs: Tensor
+    """(B, S) nats, adapters off."""
+    values: Tensor
+    """(B, S) score units, the critic before the update."""
+    entropy: float
+    """Mean over completion tokens, nats, before the update."""
+    stopped: Tensor
+    """(B,) bool, True = ended with a stop token."""
+
+
+@torch.no_grad()
+def rollout(trunk: Trunk, prompts: Sequence[Prompt], config: PpoConfig, *, step: int) -> Rollout:
+    """Sample completions with the policy and read them under policy, reference and critic.
+
+    Args:
+        trunk: holds the roles `policy` and `critic`.
+        prompts: each gets `completions_per_prompt` completions.
+        config: of PPO.
+        step: together with the seed it decides every random draw.
+
+    Raises:
+        DataError: a prompt leaves no room for `max_new_tokens`; the message names it.
+    """
+    n = config.completions_per_prompt
+    asked = [prompt for prompt in prompts for _ in range(n)]
+    limit = min(config.max_length, trunk.context_length) - config.sampling.max_new_tokens
+    ids = [trunk.chat.encode_prompt(prompt, max_length=limit) for prompt in prompts]
+    seeds = completion_seeds(len(asked), config.seed, "rollout", step)
+    settings = SamplingSettings(**config.sampling.model_dump())
+    drawn = sample(trunk, POLICY, ids, settings, seeds=seeds, n=n, batch_size=config.sampling_batch_size)
+    sequences = [Tokens(ids[row // n], item.token_ids) for row, item in enumerate(drawn)]
+    batch = pad(sequences, trunk.device)
+    completions = [
+        Completion(
+            id=content_id(prompt.id, step, seed),
+            prompt_id=prompt.id,
+            message=Message(role="assistant", content=trunk.chat.decode_completion(item.token_ids)),
+            model=f"{trunk.source}+ppo@{step}",
+            sampling=settings,
+            seed=seed,
+            finish_reason=item.finish_reason,
+            num_tokens=len(item.token_ids),
+        )
+        for prompt, item, seed in zip(asked, drawn, seeds, strict=True)
+    ]
+    sampler_logprobs = torch.zeros(batch.ids.shape, device=trunk.device)
+    flat = [value for item in drawn for value in item.logprobs]
+    sampler_logprobs[batch.completion_mask] = torch.tensor(flat, device=trunk.device)
+    temperature, chunk = config.sampling.temperature, config.compute.chunk_tokens
+    # Nothing is kept for a backward pass here, so four times the rows fit.
+    room = 4 * config.compute.microbatch_tokens
+    entropies: list[float] = []
+
+    def policy_logprobs(part: Batch) -> Tensor:
+        read = completion_logprobs(trunk, POLICY, part, temperature=temperature, chunk_tokens=chunk, with_entropy=True)
+        assert read.entropy is not None, "asked for above"
+        entropies.append(float(read.entropy.sum()))
+        return read.logprobs
+
+    def ref_logprobs(part: Batch) -> Tensor:
+        return completion_logprobs(trunk, None, part, temperature=temperature, chunk_tokens=chunk).logprobs
+
+    return Rollout(
+        prompts=asked,
+        completions=completions,
+        batch=batch,
+        sampler_logprobs=sampler_logprobs,
+        old_logprobs=by_microbatch(batch, policy_logprobs, max_tokens=room),
+        ref_logprobs=by_microbatch(batch, ref_logprobs, max_tokens=room),
+        values=by_microbatch(batch, lambda part: completion_values(trunk, CRITIC, part), max_tokens=room),
+        entropy=sum(entropies) / float(batch.completion_mask.sum()),
+        stopped=torch.tensor([item.finish_reason == "stop" for item in drawn], device=trunk.device),
+    )
+
+
+def score(experience: Rollout, reward: Reward) -> Tensor:
+    """Return (B,) fp32, one score per completion, from any callable.
+
+    Raises:
+        RewardError: the reward gave the wrong number of scores, or one that is not finite.
+    """
+    values = list(reward(experience.prompts, experience.completions))
+    scores = torch.tensor(values, dtype=torch.float32)
+    if scores.shape != (len(experience.completions),) or not bool(scores.isfinite().all()):
+        raise RewardError(
+            f"the reward returned {len(values)} scores for {len(experience.completions)} completions, or one that is "
+            "not finite; it must return one finite score a completion, in order"
+        )
+    return scores.to(experience.batch.ids.device)

@@ -1,0 +1,96 @@
+"""Self-tests of the first minute: each catches a mistake that otherwise shows only as a policy that learns nothing."""
+
+from typing import Any
+
+import torch
+
+from harken.errors import SelfTestError
+from harken.lm.batch import Batch
+from harken.lm.forward import completion_logprobs
+from harken.lm.trunk import Trunk
+from harken.policy.rollout import Rollout
+
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 5e-2}
+"""Largest mean |difference| of log-probabilities of equal tokens, nats. bf16 kernels differ by batch shape."""
+
+
+@torch.no_grad()
+def check_output_layer(trunk: Trunk) -> None:
+    """Chunked log-probabilities equal those of the model's own forward pass.
+
+    Catches an output layer with a scale or cap that `Trunk.logits_fn` does not know.
+    """
+    size = min(8, trunk.context_length)
+    ids = torch.arange(size, device=trunk.device)[None] % 7
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    mask[:, 0] = False
+    batch = Batch(ids, mask, torch.tensor([size], device=trunk.device))
+    ours = completion_logprobs(trunk, None, batch).logprobs[0, 1:]
+    network: Any = trunk.network(None)
+    logits = network(input_ids=ids, use_cache=False).logits.float()
+    theirs = logits.log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None]).squeeze(1)
+    difference = float((ours - theirs).abs().mean())
+    if not difference <= TOLERANCE[trunk.dtype]:
+        raise SelfTestError(
+            f"log-probabilities through the output layer differ from the model's own by {difference:.2g} nats; this "
+            "model changes its logits in a way Harken does not know"
+        )
+
+
+def check_first_rollout(trunk: Trunk, experience: Rollout) -> None:
+    """Before the first update: KL is 0, the sampler agrees with the scorer, prompts have one encoding.
+
+    Raises:
+        SelfTestError: one of them does not hold; the message names the likely cause.
+    """
+    mask = experience.batch.completion_mask
+    count = mask.sum()
+    limit = TOLERANCE[trunk.dtype]
+    kl = float(((experience.old_logprobs - experience.ref_logprobs).abs() * mask).sum() / count)
+    if not kl <= limit:
+        raise SelfTestError(
+            f"policy and reference differ by {kl:.2g} nats a token before any update, expected 0; the policy does not "
+            "start as the reference, or dropout is on"
+        )
+    mismatch = float(((experience.sampler_logprobs - experience.old_logprobs).abs() * mask).sum() / count)
+    if not mismatch <= limit:
+        raise SelfTestError(
+            f"sampler and scorer log-probabilities differ by {mismatch:.2g} nats a token, expected at most {limit}; "
+            "temperature, positions or attention mask differ between them"
+        )
+    check_boundaries(trunk, experience)
+
+
+def check_boundaries(trunk: Trunk, experience: Rollout) -> None:
+    """The tokens that PPO trains on begin with the same prompt tokens that the reward model reads.
+
+    A prompt must encode to a prefix of what prompt plus completion encode to as one text, or the reward model scores
+    other tokens than those sampled. Half of the completions may differ: sampled tokens need not be the canonical
+    encoding of their text.
+    """
+    chat = trunk.chat
+    crossed = 0
+    for prompt, completion in zip(experience.prompts, experience.completions, strict=True):
+        ids = chat.encode_prompt(prompt)
+        whole = chat.tokenizer.encode(chat.render(prompt) + completion.message.content, add_special_tokens=False)
+        crossed += whole[: len(ids)] != ids
+    share = crossed / len(experience.prompts)
+    if share > 0.5:
+        raise SelfTestError(
+            f"{share:.0%} of the prompts merge with their completions when encoded as one text; end prompts where the "
+            "tokenizer ends a token (usually: no trailing space)"
+        )
+
+
+def check_first_update(trunk: Trunk, metrics: dict[str, float]) -> None:
+    """On the first minibatch nothing was learned yet: the ratio is 1 and the approximate KL 0.
+
+    Raises:
+        SelfTestError: otherwise.
+    """
+    limit = TOLERANCE[trunk.dtype]
+    if not (abs(metrics["ratio"] - 1.0) <= limit and metrics["approx_kl"] <= limit):
+        raise SelfTestError(
+            f"before any update the ratio is {metrics['ratio']:.4f} (expected 1) and the approximate KL "
+            f"{metrics['approx_kl']:.2g} (expected 0); old and new log-probabilities come from different computations"
+        )

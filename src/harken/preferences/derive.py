@@ -1,0 +1,40 @@
+"""Rated completions -> what training starts from: demonstrations to imitate, and prompts to answer."""
+
+from collections.abc import Iterable
+
+from harken.config.recipe import PromptsConfig
+from harken.records import Demonstration, Message, Prompt, RatedCompletion, content_id
+
+
+def demonstrations_from(rated: Iterable[RatedCompletion]) -> list[Demonstration]:
+    """Return every rated text as a demonstration, whatever its rating: they teach the form, not the taste."""
+    return [
+        Demonstration(
+            id=item.completion.id,
+            prompt=item.prompt,
+            completion=item.completion.message,
+            source=item.prompt.source,
+            split=item.split,
+        )
+        for item in rated
+    ]
+
+
+def beginnings(rated: Iterable[RatedCompletion], config: PromptsConfig) -> list[tuple[Prompt, str]]:
+    """Return (prompt, split) for each distinct beginning of a text.
+
+    A prompt is the text's own prompt plus its first `prefix_words` words as the beginning of the assistant's message,
+    which the completion continues. Texts of fewer than `min_words` words make none. A beginning that occurs on both
+    sides of the split is left out of training.
+    """
+    found: dict[str, tuple[Prompt, str]] = {}
+    for item in rated:
+        words = item.completion.message.content.split()
+        if len(words) < max(config.min_words, config.prefix_words + 1):
+            continue
+        start = Message(role="assistant", content=" ".join(words[: config.prefix_words]))
+        name = content_id(item.prompt.id, start.content)
+        prompt = Prompt(id=name, messages=(*item.prompt.messages, start), source=item.completion.id)
+        if name not in found or item.split == "heldout":
+            found[name] = (prompt, item.split)
+    return list(found.values())

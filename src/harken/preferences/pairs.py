@@ -1,0 +1,138 @@
+"""Rated completions -> preference pairs: random pairs within a prompt, by mean rating."""
+
+import random
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from harken.artifacts import iterate_records, verify
+from harken.config.preferences import PreferencesConfig
+from harken.errors import DataError
+from harken.preferences.resolve import rated_completions
+from harken.preferences.split import assign_splits, normalized_text
+from harken.records import (
+    Completion,
+    Judgment,
+    PreferencePair,
+    Prompt,
+    RatedCompletion,
+    Split,
+    content_id,
+)
+
+_MATCHING_PASSES = 8
+"""How often completions that found no partner are shuffled again; the rest stays single."""
+
+_Pair = tuple[RatedCompletion, RatedCompletion]
+
+
+def preference_share(chosen: Sequence[float], rejected: Sequence[float]) -> float:
+    """Share of rater pairs (one from each side) that rate the chosen side higher, ties as half.
+
+    Source: the Mann-Whitney U statistic over n*m, also called the common-language effect size
+    (McGraw and Wong 1992).
+    """
+    left = np.asarray(chosen, dtype=np.float64)[:, None]
+    right = np.asarray(rejected, dtype=np.float64)[None, :]
+    return float(0.5 + 0.5 * np.sign(left - right).mean())
+
+
+def soft_label(chosen: Sequence[float], rejected: Sequence[float]) -> float:
+    """Estimate the probability that a judge prefers the chosen side, never 0 or 1.
+
+    Laplace's rule of succession: (wins + 1) / (n + 2), where n is the number of raters of the side
+    with fewer (the rater pairs are not independent, so n * m of them would claim too much) and wins
+    = n * share.
+    """
+    num_raters = min(len(chosen), len(rejected))
+    return (num_raters * preference_share(chosen, rejected) + 1) / (num_raters + 2)
+
+
+def pairs_from_ratings(rated: Iterable[RatedCompletion], config: PreferencesConfig) -> list[PreferencePair]:
+    """Draw preference pairs from ratings, training pairs first, each side in a random order.
+
+    Both completions of a pair share prompt and split, differ in text, and differ by at least
+    `config.min_difference` in mean rating; the higher mean is chosen. A completion is in at most
+    `config.pairs_per_item` pairs. The split is decided here, by text (`split_of`). The same config
+    and the same data give the same pairs, in whatever order the data comes.
+    """
+    items = assign_splits(rated, heldout_fraction=config.heldout_fraction, seed=config.seed)
+    groups: dict[tuple[Split, str], list[RatedCompletion]] = {}
+    for item in sorted(items, key=lambda item: item.completion.id):
+        groups.setdefault((item.split, item.prompt.id), []).append(item)
+    limits: dict[Split, int | None] = {
+        "train": config.max_pairs,
+        "heldout": config.max_heldout_pairs,
+    }
+    pairs: list[PreferencePair] = []
+    for split, limit in limits.items():
+        drawn: list[_Pair] = []
+        for (group_split, prompt_id), members in sorted(groups.items(), key=lambda entry: entry[0]):
+            if group_split == split:
+                drawn += _draw(members, config, random.Random(f"{config.seed}/{split}/{prompt_id}"))
+        random.Random(f"{config.seed}/{split}").shuffle(drawn)
+        pairs += [_pair(chosen, rejected, config) for chosen, rejected in drawn[:limit]]
+    return pairs
+
+
+def _draw(members: Sequence[RatedCompletion], config: PreferencesConfig, rng: random.Random) -> list[_Pair]:
+    pairs: list[_Pair] = []
+    taken: set[frozenset[str]] = set()
+    texts = {item.completion.id: normalized_text(item.completion.message.content) for item in members}
+    for _ in range(config.pairs_per_item):
+        single = list(members)
+        for _ in range(_MATCHING_PASSES):
+            rng.shuffle(single)
+            left: list[RatedCompletion] = single[len(single) // 2 * 2 :]
+            for one, other in zip(single[::2], single[1::2], strict=False):
+                chosen, rejected = (one, other) if one.mean >= other.mean else (other, one)
+                ids = (chosen.completion.id, rejected.completion.id)
+                key = frozenset(ids)
+                far_enough = chosen.mean - rejected.mean >= config.min_difference
+                if far_enough and key not in taken and texts[ids[0]] != texts[ids[1]]:
+                    taken.add(key)
+                    pairs.append((chosen, rejected))
+                else:
+                    left += [one, other]
+            single = left
+    return pairs
+
+
+def _pair(chosen: RatedCompletion, rejected: RatedCompletion, config: PreferencesConfig) -> PreferencePair:
+    difference = chosen.mean - rejected.mean
+    weak, clear, strong = config.strength_cuts
+    strength = 3 if difference >= strong else 2 if difference >= clear else 1
+    return PreferencePair(
+        id=content_id("ratings", chosen.completion.id, rejected.completion.id),
+        prompt=chosen.prompt,
+        chosen=chosen.completion.message,
+        rejected=rejected.completion.message,
+        strength=strength if difference >= weak else 0,
+        soft_label=soft_label(chosen.ratings, rejected.ratings) if config.soft_labels else 1.0,
+        group=chosen.prompt.id,
+        split=chosen.split,
+        judgment_ids=chosen.judgment_ids + rejected.judgment_ids,
+        difference=difference,
+    )
+
+
+def preferences_from_export(
+    folder: Path, config: PreferencesConfig
+) -> tuple[list[PreferencePair], list[RatedCompletion]]:
+    """Read a folder that `harken collect export` wrote into pairs and rated completions.
+
+    Raises:
+        DataError: the folder is missing, was changed after it was written, or holds no ratings.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: not a folder; expected one that `harken collect export` wrote")
+    verify(folder)
+    rated = rated_completions(
+        iterate_records(folder / "prompts.jsonl", Prompt),
+        iterate_records(folder / "completions.jsonl", Completion),
+        iterate_records(folder / "judgments.jsonl", Judgment),
+        axis=config.axis,
+    )
+    items = assign_splits(rated, heldout_fraction=config.heldout_fraction, seed=config.seed)
+    return pairs_from_ratings(items, config), items

@@ -1,0 +1,1 @@
+"""Run folder -> one self-contained HTML file that people can read, send and print."""

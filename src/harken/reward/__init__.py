@@ -1,0 +1,1 @@
+"""Pairs to reward model, and everything else that can score a completion."""

@@ -1,0 +1,200 @@
+"""Reward-model training: Bradley-Terry on preference pairs, one epoch, then normalization and an honest examination."""
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harken.artifacts import write_json
+from harken.config import RewardConfig
+from harken.core.reward_loss import bradley_terry_loss
+from harken.core.rewards import fit_score_normalization
+from harken.errors import DataError
+from harken.lm.batch import Tokens, microbatches, pad, padding_waste
+from harken.lm.checkpoint import load_training, save_training
+from harken.lm.forward import sequence_scores
+from harken.lm.load import load_model
+from harken.lm.optim import Optimizer
+from harken.lm.sample import completion_seeds, sample
+from harken.lm.trunk import Trunk
+from harken.progress import QUIET, Reporter
+from harken.records import PreferencePair, Prompt, SamplingSettings
+from harken.reward.examine import examine
+from harken.reward.model import ROLE, RewardModel
+from harken.runs import Run, Timer, derive_seed
+
+EncodedPair = tuple[Tokens, Tokens]
+"""Chosen and rejected."""
+
+
+def train_reward(
+    model: str | Path,
+    pairs: Sequence[PreferencePair],
+    out: Path,
+    config: RewardConfig | None = None,
+    *,
+    prompts: Sequence[Prompt] = (),
+    data: Path | str = "",
+    reporter: Reporter = QUIET,
+) -> Path:
+    """Train a reward model and return its folder.
+
+    Args:
+        model: base, by folder, Hugging Face id, or `smollm2`; usually the SFT model.
+        pairs: split `train` is learned, `heldout` only measured.
+        out: run folder; a stopped run goes on, a finished one is returned as it is.
+        config: settings; the defaults are recommended ones.
+        prompts: the base answers these to fix the score's zero and unit; the pairs' own prompts by default.
+        data: file the pairs came from, for the manifest.
+        reporter: shows progress.
+
+    Raises:
+        DataError: no training pairs, or one longer than `max_length`.
+        ResumeError: `out` was started with other settings.
+    """
+    config = config or RewardConfig()
+    run = Run(out, "reward", config, {"model": model, "pairs": data})
+    if run.finished:
+        return out / "model"
+    trunk = Trunk(load_model(model, compute=config.compute, chat=config.chat, notify=reporter.say))
+    trunk.add_role(ROLE, config.tune, seed=derive_seed(config.seed, "adapters"), head=True)
+    reward = RewardModel(trunk, config.compute)
+    train = [pair for pair in pairs if pair.split == "train"]
+    heldout = [pair for pair in pairs if pair.split == "heldout"]
+    if not train:
+        raise DataError("no pairs with split 'train'; give at least one")
+    encoded = [encode_pair(reward, pair, config) for pair in train]
+    heldout_encoded = [encode_pair(reward, pair, config) for pair in heldout]
+    batches = draw_batches(len(train), config)
+    optimizer = Optimizer(trunk.parameters(ROLE), config.optimizer, len(batches))
+    if run.checkpoint_folder:
+        load_training(run.checkpoint_folder, trunk, {ROLE: optimizer})
+    metrics: dict[str, float] = {}
+
+    def describe() -> str:
+        return f"loss {metrics['loss']:.3f}  right {metrics['accuracy']:.0%}"
+
+    steps = range(run.step, len(batches))
+    for step in reporter.track(steps, "reward", total=len(batches), done=run.step, describe=describe):
+        timer = Timer()
+        chosen_pairs = [train[index] for index in batches[step]]
+        tokens = [encoded[index] for index in batches[step]]
+        metrics = train_step(trunk, optimizer, chosen_pairs, tokens, config)
+        timer.measure("train", sum(side.size for pair in tokens for side in pair))
+        run.log(step + 1, {**metrics, **timer.rates()})
+        if (step + 1) % config.save_every == 0 and step + 1 < len(batches):
+            run.save_checkpoint(step + 1, lambda folder: save_training(folder, trunk, {ROLE: optimizer}, {}))
+    num_samples = normalize(reward, list(prompts) or unique_prompts(pairs), config)
+    evaluation: dict[str, Any] = examine(reward, heldout, heldout_encoded) if heldout else {"num_pairs": 0}
+    evaluation["normalization"] = {
+        "gain": reward.gain,
+        "bias": reward.bias,
+        "num_samples": num_samples,
+    }
+    write_json(out / "evaluation.json", evaluation)
+    reward.save(out / "model", {"margins": config.margins}, run.inputs)
+    run.finish({"pairs": len(train), "optimizer_steps": optimizer.steps})
+    return out / "model"
+
+
+def encode_pair(reward: RewardModel, pair: PreferencePair, config: RewardConfig) -> EncodedPair:
+    """Return token ids of both sides; a pair that is too long is an error that names it."""
+    chosen = reward.encode(pair.prompt, pair.chosen.content)
+    rejected = reward.encode(pair.prompt, pair.rejected.content)
+    longest = max(chosen.size, rejected.size)
+    if longest > config.max_length:
+        raise DataError(
+            f"pair {pair.id!r} has {longest} tokens, the limit is {config.max_length}; raise max_length or leave the "
+            "pair out: nothing is cut silently"
+        )
+    return chosen, rejected
+
+
+def draw_batches(count: int, config: RewardConfig) -> list[list[int]]:
+    """Return the pairs of every optimizer step; each epoch in a fresh order, a last partial batch is kept."""
+    batches: list[list[int]] = []
+    for epoch in range(config.epochs):
+        order = list(range(count))
+        random.Random(derive_seed(config.seed, "order", epoch)).shuffle(order)
+        batches += [order[start : start + config.batch_size] for start in range(0, count, config.batch_size)]
+    return batches
+
+
+def train_step(
+    trunk: Trunk,
+    optimizer: Optimizer,
+    pairs: Sequence[PreferencePair],
+    encoded: Sequence[EncodedPair],
+    config: RewardConfig,
+) -> dict[str, float]:
+    """Take one optimizer step; the loss is the weighted mean over the batch's pairs."""
+    lengths = [2 * max(chosen.size, rejected.size) for chosen, rejected in encoded]
+    groups = microbatches(lengths, config.compute.microbatch_tokens)
+    labels = torch.tensor([pair.soft_label if config.soft_labels else 1.0 for pair in pairs])
+    margins = torch.tensor([config.margins[pair.strength] for pair in pairs])
+    weights = torch.tensor([pair.weight for pair in pairs])
+    denominator = float(weights.sum())
+    totals: dict[str, float] = {"loss": 0.0}
+    for rows in groups:
+        chosen, rejected = paired_scores(trunk, [encoded[row] for row in rows])
+        index = torch.tensor(rows)
+        result = bradley_terry_loss(
+            chosen,
+            rejected,
+            soft_labels_P=labels[index].to(chosen.device),
+            margins_P=margins[index].to(chosen.device),
+            weights_P=weights[index].to(chosen.device),
+            denominator=denominator,
+            centering=config.centering,
+        )
+        torch.autograd.backward(result.loss)
+        totals["loss"] += float(result.loss)
+        for name, value in result.metrics.items():
+            totals[name] = totals.get(name, 0.0) + float(value)
+    rate = optimizer.learning_rate()
+    norm = optimizer.step()
+    sizes = [max(chosen.size, rejected.size) for chosen, rejected in encoded]
+    return {**totals, "grad_norm": norm, "lr": rate, "padding_waste": padding_waste(sizes, groups)}
+
+
+def paired_scores(trunk: Trunk, encoded: Sequence[EncodedPair]) -> tuple[Tensor, Tensor]:
+    """Return scores (P,) of the chosen and (P,) of the rejected sides, from one forward pass over both."""
+    sides = [pair[0] for pair in encoded] + [pair[1] for pair in encoded]
+    scores = sequence_scores(trunk, ROLE, pad(sides, trunk.device))
+    return scores[: len(encoded)], scores[len(encoded) :]
+
+
+def unique_prompts(pairs: Sequence[PreferencePair]) -> list[Prompt]:
+    """Return the pairs' prompts, each once, in order of first appearance."""
+    return list({pair.prompt.id: pair.prompt for pair in pairs}.values())
+
+
+def normalize(reward: RewardModel, prompts: Sequence[Prompt], config: RewardConfig) -> int:
+    """Set gain and bias so that scores of the base model's completions have mean 0 and spread 1 (OpenAI 2019).
+
+    Returns: the number of completions drawn.
+    """
+    count = config.normalization_samples
+    if count == 0:
+        return 0
+    trunk = reward.trunk
+    settings = SamplingSettings(**config.sampling.model_dump())
+    room = trunk.context_length - settings.max_new_tokens
+    asked = [prompts[index % len(prompts)] for index in range(count)]
+    ids = [trunk.chat.encode_prompt(prompt, max_length=room) for prompt in asked]
+    seeds = completion_seeds(count, config.seed, "normalize")
+    drawn = sample(trunk, None, ids, settings, seeds=seeds)
+    sequences = [
+        reward.encode(
+            prompt,
+            trunk.chat.decode_completion(item.token_ids),
+            stopped=item.finish_reason == "stop",
+        )
+        for prompt, item in zip(asked, drawn, strict=True)
+    ]
+    gain, bias = fit_score_normalization(reward.score_tokens(sequences))
+    reward.gain, reward.bias = float(gain), float(bias)
+    return count

@@ -1,0 +1,40 @@
+"""Value checks of core modules: run on the originals by the tests and on mutants of them.
+
+Each takes a module, so that a mutant can stand in its place. Expected numbers are derived in the
+comments or come from tests/reference.
+"""
+
+from collections.abc import Callable
+from types import ModuleType
+
+from tests.core import checks_distributions as low
+from tests.core import checks_losses as high
+
+CHECKS: dict[str, list[Callable[[ModuleType], None]]] = {
+    "aggregate": [low.check_masked_sum, low.check_masked_moments],
+    "masking": [low.check_masks],
+    "logprobs": [
+        low.check_token_logprobs,
+        low.check_token_logprobs_by_hand,
+        low.check_sampling_logprobs,
+        low.check_inverse_cdf,
+    ],
+    "kl": [
+        low.check_kl_estimators,
+        low.check_full_kl,
+        low.check_approx_kl,
+        low.check_adaptive_kl_coef,
+    ],
+    "rewards": [high.check_scores, high.check_token_rewards, high.check_score_normalization],
+    "advantages": [high.check_gae, high.check_whiten],
+    "policy_loss": [
+        high.check_ppo_policy_loss,
+        high.check_ppo_policy_loss_at_random,
+        high.check_ppo_gradient,
+        high.check_entropy_bonus,
+    ],
+    "value_loss": [high.check_clipped_value_loss, high.check_explained_variance],
+    "reward_loss": [high.check_bradley_terry, high.check_bradley_terry_at_random],
+    "sft_loss": [high.check_completion_nll],
+}
+"""Checks by module name in harken.core."""

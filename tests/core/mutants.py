@@ -1,0 +1,167 @@
+"""Wrong versions of core modules, each one edit away from the original.
+
+A mutant is a name, the module, a piece of its source that stands there exactly once, and what
+takes its place.
+"""
+
+from types import ModuleType
+from typing import NamedTuple
+
+from tests.core import mutants_losses as losses
+
+
+class Mutant(NamedTuple):
+    """One edit of one module's source."""
+
+    name: str
+    module: str
+    old: str
+    new: str
+
+
+AGGREGATE = [
+    ("mask dropped", "return torch.where(mask, x, torch.zeros_like(x))", "return x"),
+    ("mask inverted", "torch.where(mask, x,", "torch.where(~mask, x,"),
+    ("mask multiplied", "return torch.where(mask, x, torch.zeros_like(x))", "return x * mask"),
+    ("denominator dropped", ".sum() / check_denominator(denominator)", ".sum()"),
+    ("mean of everything", ".sum() / check_denominator(denominator)", ".mean()"),
+    ("variance unbiased", ".square().sum() / count", ".square().sum() / (count - 1)"),
+    ("variance about the origin", "zero_outside(centered - shift, mask)", "centered"),
+    ("origin outside the mask", "values.masked_fill(~mask, smallest).amax()", "values.amax()"),
+    ("origin not added back", "return origin + shift,", "return shift,"),
+]
+MASKING = [
+    ("length included", "< lengths[:, None]", "<= lengths[:, None]"),
+    ("prompt counted", "within_row & ~lengths_to_mask", "within_row | lengths_to_mask"),
+    ("last is the first", "mask.shape[1] - 1 - mask.flip(1)", "mask"),
+    ("last off by one", "mask.shape[1] - 1 - mask", "mask.shape[1] - mask"),
+]
+LOGPROBS = [
+    ("no shift", "hidden_BSH[:, :-1][mask_BS[:, 1:]]", "hidden_BSH[mask_BS]"),
+    (
+        "shift the wrong way",
+        "hidden_BSH[:, :-1][mask_BS[:, 1:]]",
+        "hidden_BSH.roll(-1, 1)[mask_BS]",
+    ),
+    (
+        "temperature ignored",
+        "logits_fn(chunk_states), temperature)",
+        "logits_fn(chunk_states), 1.0)",
+    ),
+    ("temperature multiplied", "else logits / temperature", "else logits * temperature"),
+    (
+        "normalizer dropped",
+        "logprobs_NV = logits_NV.log_softmax(dim=-1)",
+        "logprobs_NV = logits_NV",
+    ),
+    ("entropy sign", "return logprobs, -(", "return logprobs, ("),
+    (
+        "entropy of the drawn token",
+        "return logprobs, -(logprobs_NV.exp() * finite_logprobs).sum(dim=-1)",
+        "return logprobs, -logprobs",
+    ),
+    ("entropy unweighted", "-(logprobs_NV.exp() * finite_logprobs)", "-finite_logprobs"),
+    (
+        "sampling temperature ignored",
+        "_tempered(logits_NV, temperature)",
+        "_tempered(logits_NV, 1.0)",
+    ),
+    ("top-k after top-p", "if 0 < top_k < logits.shape[-1]:", "if False:"),
+    ("top-k one fewer", "logits_NV.topk(top_k, dim", "logits_NV.topk(top_k - 1, dim"),
+    ("top-k keeps all ties", "is_above | (is_edge & (", "is_above | is_edge | (("),
+    (
+        "top-p without the token that reaches it",
+        "probs.cumsum(dim=-1) - probs",
+        "probs.cumsum(dim=-1)",
+    ),
+    ("top-p one more", "cumsum(dim=-1) - probs", "cumsum(dim=-1) - 2 * probs"),
+    ("top-p may keep nothing", "is_kept[:, 0] = True", "is_kept[:, 0] = mass_before[:, 0] < -1"),
+    ("top-p ascending", "descending=True", "descending=False"),
+    ("top-p not scattered back", ".scatter(-1, order, is_kept)", " | is_kept"),
+    (
+        "top-p not renormalized",
+        "-torch.inf)\n        logprobs = logprobs.log_softmax(dim=-1)",
+        "-torch.inf)",
+    ),
+    ("draw at or past", "(cumulative > uniforms", "(cumulative >= uniforms"),
+    ("draw ignores the mass", "[:, None] * total)", "[:, None])"),
+    (
+        "right edge not guarded",
+        "is_past.int().argmax(dim=-1), last_with_mass)",
+        "is_past.int().argmax(dim=-1), 0)",
+    ),
+    (
+        "right edge at the last token",
+        "- 1 - has_mass.flip(-1).int().argmax(dim=-1)",
+        "- 1 + 0 * is_past.sum(-1)",
+    ),
+]
+KL = [
+    ("k1 sign", "return policy_logprobs - ref_logprobs", "return ref_logprobs - policy_logprobs"),
+    ("k2 half dropped", "return 0.5 * kl_k1", "return kl_k1"),
+    (
+        "k2 not squared",
+        "(policy_logprobs, ref_logprobs).square()",
+        "(policy_logprobs, ref_logprobs)",
+    ),
+    ("k3 exponent sign", "torch.expm1(-delta)", "torch.expm1(delta)"),
+    ("k3 linear sign", "torch.expm1(-delta) + delta", "torch.expm1(-delta) - delta"),
+    ("k3 without the 1", "torch.expm1(-delta)", "torch.exp(-delta)"),
+    ("k3 unbounded", ".clamp(0.0, MAX_K3)", ""),
+    ("k3 bound at 1", "MAX_K3 = 10.0", "MAX_K3 = 1.0"),
+    ("k3 clamp dropped", ".clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)", ""),
+    ("full KL reversed", "policy_logprobs.exp() *", "ref_logprobs.exp() *"),
+    (
+        "full KL sign",
+        "zero_outside(policy_logprobs - ref_logprobs",
+        "zero_outside(ref_logprobs - policy_logprobs",
+    ),
+    ("full KL of logits", "ref_logits.to(dtype).log_softmax(dim=-1)", "ref_logits.to(dtype)"),
+    (
+        "full KL without care for zero",
+        "zero_outside(policy_logprobs - ref_logprobs, has_mass)",
+        "(policy_logprobs - ref_logprobs)",
+    ),
+    (
+        "approx_kl unmasked",
+        "(policy_logprobs, old_logprobs), mask,",
+        "(policy_logprobs, old_logprobs), mask | True,",
+    ),
+    ("approx_kl of k1", "masked_sum(kl_k2(", "masked_sum(kl_k1("),
+    ("controller sign", "(1.0 + error *", "(1.0 - error *"),
+    (
+        "controller error unclipped",
+        "error = min(max(observed_kl / target - 1.0, -MAX_KL_ERROR), MAX_KL_ERROR)",
+        "error = observed_kl / target - 1.0",
+    ),
+    ("controller error not relative", "observed_kl / target - 1.0", "observed_kl - target"),
+    ("controller without episodes", "error * num_episodes / horizon", "error / horizon"),
+    (
+        "controller bounds dropped",
+        "num_episodes / horizon), lower), upper)",
+        "num_episodes / horizon), -math.inf), math.inf)",
+    ),
+]
+MUTANTS = [
+    Mutant(name, module, old, new)
+    for module, edits in {
+        "aggregate": AGGREGATE,
+        "masking": MASKING,
+        "logprobs": LOGPROBS,
+        "kl": KL,
+        "rewards": losses.REWARDS,
+        "advantages": losses.ADVANTAGES,
+        "policy_loss": losses.POLICY_LOSS,
+        "value_loss": losses.VALUE_LOSS,
+        "reward_loss": losses.REWARD_LOSS,
+        "sft_loss": losses.SFT_LOSS,
+    }.items()
+    for name, old, new in edits
+]
+
+
+def execute(name: str, source: str) -> ModuleType:
+    """Module made of a source text, apart from the imported one."""
+    module = ModuleType(f"mutant_of_{name}")
+    exec(compile(source, f"<{module.__name__}>", "exec"), module.__dict__)
+    return module

