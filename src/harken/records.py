@@ -247,7 +247,7 @@ class PreferencePair(Record):
     """Probability that a judge prefers the chosen completion."""
     weight: Annotated[float, Field(ge=0)] = 1.0
     group: str = ""
-    """All pairs that share a prompt or a text share a group; a group is never split."""
+    """All pairs of one prompt share a group."""
     split: Split = "train"
     judgment_ids: tuple[str, ...] = ()
     difference: float | None = None

@@ -54,6 +54,7 @@ def agreement() -> dict[str, Any]:
         "alpha_ordinal": interval(0.561, 0.012),
         "alpha_interval": interval(0.554, 0.012),
         "mean_item_std": 1.31,
+        "split_half_correlation": 0.914,
         "most_disputed": [
             {"text": "so bad it is almost a masterpiece .", "mean": 0.2, "std": 2.71, "n": 18},
             {"text": "a film only its director could love .", "mean": -0.9, "std": 2.42, "n": 17},
@@ -104,7 +105,6 @@ def reward_evaluation() -> dict[str, Any]:
             ],
         },
         "length_correlation": -0.07,
-        "normalization": {"gain": 0.81, "bias": -0.12, "num_samples": 256},
     }
 
 
@@ -124,9 +124,12 @@ def evaluation() -> dict[str, Any]:
     after = {name: interval(row[1], row[3]) for name, row in metrics.items()}
     difference = {name: interval(round(row[1] - row[0], 4), row[4]) for name, row in metrics.items()}
     after["kl_sequence"] = interval(6.8, 0.5)
+    for n in (1, 2, 3):  # over all texts together: no interval
+        for side in (before, after):
+            side[f"distinct_{n}"] = {**side[f"distinct_{n}"], "low": None, "high": None}
+        del difference[f"distinct_{n}"]
     before["perplexity_reference"] = {"value": 31.8, "low": None, "high": None}
     after["perplexity_reference"] = {"value": 34.2, "low": None, "high": None}
-    difference["perplexity_reference"] = {"value": 2.4, "low": None, "high": None}
     return {
         "num_prompts": 96,
         "completions_per_prompt": 4,
@@ -257,6 +260,8 @@ def run_info() -> dict[str, Any]:
     seconds = {"collect": 4.2, "preferences": 1.1, "sft": 71.8, "reward": 94.3}
     return {
         "recipe": "reviews",
+        "title": "Movie-review snippets that people rate high",
+        "model": "smollm2",
         "seed": 7,
         "harken_version": "0.1.0",
         "started": "2026-11-20T17:41:03+00:00",
@@ -293,16 +298,21 @@ def manifests() -> dict[str, Manifest]:
     return found
 
 
-def write_run(run: Path) -> Path:
-    """Write the whole run folder and return it."""
+def write_run(run: Path, *, metrics: tuple[str, ...] = ()) -> Path:
+    """Write the whole run folder, or only the named metrics of its curves, and return it."""
+
+    def of(rows: list[dict[str, float]]) -> list[dict[str, float]]:
+        names = {"step", *metrics}
+        return [{k: v for k, v in row.items() if k in names} if metrics else row for row in rows]
+
     write(run / "run.json", run_info())
     write(run / "collect/agreement.json", agreement())
     write(run / "preferences/summary.json", preferences())
     write(run / "reward/evaluation.json", reward_evaluation())
     write(run / "evaluate/evaluation.json", evaluation())
-    write_lines(run / "sft/metrics.jsonl", sft_curve())
-    write_lines(run / "reward/metrics.jsonl", reward_curve())
-    write_lines(run / "ppo/metrics.jsonl", ppo_curve())
+    write_lines(run / "sft/metrics.jsonl", of(sft_curve()))
+    write_lines(run / "reward/metrics.jsonl", of(reward_curve()))
+    write_lines(run / "ppo/metrics.jsonl", of(ppo_curve()))
     write_lines(run / "ppo/samples.jsonl", training_samples())
     write_lines(run / "evaluate/samples.jsonl", samples())
     for stage, manifest in manifests().items():

@@ -71,6 +71,7 @@ def test_without_intervals_or_a_judge_no_verdict_is_pretended():
         (FLAT, "higher", "no clear change", "unclear"),
         (UP, None, "higher", "neutral"),
         ((0.1, None, None), "higher", "no interval, so no verdict", "neutral"),
+        ((0.1, 0.05, None), "higher", "no interval, so no verdict", "neutral"),
         # An end on the line leaves a doubt.
         ((0.1, 0.0, 0.2), "higher", "no clear change", "unclear"),
     ],
@@ -123,6 +124,23 @@ def test_side_effects_are_named_when_clear_and_only_then():
     assert none is not None
     assert none.verdict == "good"
     assert facts.side_effects(evaluation(lexicon=UP)) is None
+
+
+def test_side_effects_without_intervals_are_told_but_not_claimed():
+    unknown = (None, None)
+    small = evaluation(distinct_2=(-0.2, *unknown), perplexity_reference=(0.1, *unknown))
+    assert facts.hints(small) == facts.Fact(
+        "Measured without an interval: different word pairs 1.00 to 0.80, perplexity 1.00 to 1.10."
+    )
+    # A loss of 40 % of the variety, or 40 % more repetition, is no matter of intervals.
+    for large in (evaluation(distinct_2=(-0.4, *unknown)), evaluation(repetition=(0.4, *unknown))):
+        fact = facts.hints(large)
+        assert fact is not None
+        assert (fact.text.endswith("a large loss."), fact.verdict) == (True, "bad")
+    more_variety = facts.hints(evaluation(distinct_2=(0.4, *unknown)))
+    assert more_variety is not None
+    assert more_variety.verdict == "neutral"
+    assert facts.hints(evaluation(distinct_2=DOWN)) is None
 
 
 def reward(accuracy: tuple[float, float, float], **others: object) -> RewardEvaluation:
@@ -212,12 +230,19 @@ def test_undefined_agreement_is_called_undefined():
 def test_the_mean_of_many_ratings_is_steadier_by_spearman_brown():
     # alpha 0.5, 4 ratings: 4 * 0.5 / (1 + 3 * 0.5) = 0.8.
     ratings = {"min": 4, "mean": 4, "max": 4}
-    found = agreement(alpha_interval={"value": 0.5}, ratings_per_item=ratings)
+    found = agreement(alpha_interval={"value": 0.5}, ratings_per_item=ratings, split_half_correlation=None)
     fact = stage_facts.agreement_of_means(found)
     assert fact is not None
     assert "mean of about 4 ratings" in fact.text
     assert "about 0.80" in fact.text
-    assert stage_facts.agreement_of_means(agreement(alpha_interval=None)) is None
+    unknown = agreement(alpha_interval=None, split_half_correlation=None)
+    assert stage_facts.agreement_of_means(unknown) is None
+
+
+def test_measured_steadiness_of_means_is_preferred():
+    fact = stage_facts.agreement_of_means(agreement(split_half_correlation=0.914))
+    assert fact is not None
+    assert "two random halves of the raters correlate at 0.91" in fact.text
 
 
 @pytest.mark.parametrize(

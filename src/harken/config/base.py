@@ -40,7 +40,7 @@ def _explain(model: type[Config], problem: dict[str, Any], where: str) -> str:
     path = [str(part) for part in problem["loc"]]
     key = ".".join(path)
     if problem["type"] == "extra_forbidden":
-        valid = sorted({name for name in field_paths(model)})
+        valid = sorted(set(field_paths(model)))
         leaves = {name.rsplit(".", 1)[-1]: name for name in valid}
         near = difflib.get_close_matches(key, valid, n=1, cutoff=0.6)
         near = near or [leaves[leaf] for leaf in difflib.get_close_matches(path[-1], leaves, n=1, cutoff=0.6)]

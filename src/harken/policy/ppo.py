@@ -243,7 +243,7 @@ def minibatch_step(
     totals: dict[str, float] = {}
 
     def add(name: str, value: Tensor) -> None:
-        totals[name] = totals.get(name, 0.0) + float(value)
+        totals[name] = totals.get(name, 0.0) + float(value.detach())
 
     for group in groups:
         chosen = [rows[index] for index in group]

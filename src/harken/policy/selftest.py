@@ -10,8 +10,8 @@ from harken.lm.forward import completion_logprobs
 from harken.lm.trunk import Trunk
 from harken.policy.rollout import Rollout
 
-TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 5e-2}
-"""Largest mean |difference| of log-probabilities of equal tokens, nats. bf16 kernels differ by batch shape."""
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
+"""Largest mean |difference| of log-probabilities of equal tokens, nats. A bf16 logit near 20 is rounded to 0.125."""
 
 
 @torch.no_grad()
@@ -21,12 +21,12 @@ def check_output_layer(trunk: Trunk) -> None:
     Catches an output layer with a scale or cap that `Trunk.logits_fn` does not know.
     """
     size = min(8, trunk.context_length)
-    ids = torch.arange(size, device=trunk.device)[None] % 7
+    network: Any = trunk.network(None)
+    ids = torch.arange(size, device=trunk.device)[None] % min(7, network.config.vocab_size)
     mask = torch.ones_like(ids, dtype=torch.bool)
     mask[:, 0] = False
     batch = Batch(ids, mask, torch.tensor([size], device=trunk.device))
     ours = completion_logprobs(trunk, None, batch).logprobs[0, 1:]
-    network: Any = trunk.network(None)
     logits = network(input_ids=ids, use_cache=False).logits.float()
     theirs = logits.log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None]).squeeze(1)
     difference = float((ours - theirs).abs().mean())

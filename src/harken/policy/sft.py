@@ -139,7 +139,7 @@ def train_step(trunk: Trunk, optimizer: Optimizer, sequences: Sequence[Tokens], 
         logprobs = completion_logprobs(trunk, ROLE, part, chunk_tokens=config.compute.chunk_tokens).logprobs
         result = completion_nll(logprobs, part.completion_mask, denominator)
         torch.autograd.backward(result.loss)
-        loss += float(result.loss)
+        loss += float(result.loss.detach())
     rate = optimizer.learning_rate()
     norm = optimizer.step()
     return {

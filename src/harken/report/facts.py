@@ -22,6 +22,7 @@ class Fact:
     verdict: Verdict = "neutral"
 
 
+_SIDE_EFFECTS = ("distinct_1", "distinct_2", "distinct_3", "repetition", "perplexity_reference")
 _VERDICTS = {
     ("above", "above"): Fact("The model learned what people preferred, and an independent judge agrees", "good"),
     ("above", "unclear"): Fact("The reward rose, but an independent judge sees no clear gain", "unclear"),
@@ -53,9 +54,7 @@ def against_line(interval: Interval | None, line: float) -> Literal["above", "be
 
 def reading(difference: Interval | None, better: Literal["higher", "lower"] | None) -> Fact:
     """Say what a difference (policy minus the model before) means: two or three words."""
-    if difference is None:
-        return Fact("not compared", "neutral")
-    if difference.low is None or difference.high is None:
+    if difference is None or difference.low is None or difference.high is None:
         return Fact("no interval, so no verdict", "neutral")
     side = against_line(difference, 0.0)
     if side == "unclear":
@@ -126,8 +125,7 @@ def wins(evaluation: Evaluation, judge: str) -> Fact | None:
 
 def side_effects(evaluation: Evaluation) -> Fact | None:
     """Say what training cost: which of diversity, repetition and perplexity got clearly worse."""
-    metrics = ("distinct_1", "distinct_2", "distinct_3", "repetition", "perplexity_reference")
-    known = [m for m in metrics if evaluation.difference.get(m) is not None]
+    known = [m for m in _SIDE_EFFECTS if evaluation.difference.get(m) is not None]
     readings = {m: reading(evaluation.difference.get(m), EVALUATION[m].better) for m in known}
     worse = [m for m in known if readings[m].verdict == "bad"]
     judged = [m for m in known if readings[m].verdict != "neutral"]
@@ -138,6 +136,29 @@ def side_effects(evaluation: Evaluation) -> Fact | None:
         return None
     names = ", ".join(EVALUATION[metric].title.lower() for metric in judged)
     return Fact(f"No side effect shows in what was checked ({names}).", "good")
+
+
+def hints(evaluation: Evaluation) -> Fact | None:
+    """Say how the side effects moved that were measured without an interval, claiming nothing.
+
+    A loss of more than a quarter is marked as bad all the same: a collapse needs no interval.
+    """
+    moved: list[str] = []
+    is_large = False
+    for metric in _SIDE_EFFECTS:
+        before, after = evaluation.against.get(metric), evaluation.policy.get(metric)
+        difference = evaluation.difference.get(metric)
+        if before is None or after is None or (difference and difference.low is not None):
+            continue
+        places = decimals([before.value, after.value])
+        title = EVALUATION[metric].title.lower()
+        moved.append(f"{title} {number(before.value, places)} to {number(after.value, places)}")
+        worse = -1 if EVALUATION[metric].better == "higher" else 1
+        is_large |= worse * (after.value - before.value) > 0.25 * abs(before.value)
+    if not moved:
+        return None
+    text = f"Measured without an interval: {', '.join(moved)}"
+    return Fact(f"{text}: a large loss.", "bad") if is_large else Fact(f"{text}.")
 
 
 def cost(run: RunFolder) -> Fact | None:

@@ -15,7 +15,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from harken.report.numbers import NOT_KNOWN, count, decimals, number, percent
+from harken.report.numbers import NOT_KNOWN, count, decimals, number, percent, shorten
 from harken.report.run_folder import Bucket, CalibrationBin, Interval
 
 # Placeholders that no other color in a figure equals; the SVG gets the CSS variable in their place.
@@ -250,12 +250,13 @@ def _svg(figure: Figure, heading: Heading, description: str) -> str:
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
     body = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", body, flags=re.DOTALL)
     body = re.sub(r"<!--.*?-->", "", body, flags=re.DOTALL)
-    body = re.sub(r'\bid="([^"]*)"', rf'id="{heading.id}-\1"', body)
+    # Only what something points at keeps an id, and that one is unique in the page.
+    used = set(re.findall(r'(?:xlink:href="|url\()#([^")]*)', body))
+    body = re.sub(r' id="([^"]*)"', lambda one: _unique_id(one, used, heading.id), body)
     body = re.sub(r'xlink:href="#([^"]*)"', rf'href="#{heading.id}-\1"', body)
     body = re.sub(r"url\(#([^)]*)\)", rf"url(#{heading.id}-\1)", body)
     body = re.sub(r"'DejaVu Sans'(, [^;\"]*)?", "var(--sans)", body)
-    for placeholder, variable in _VARIABLES.items():
-        body = body.replace(placeholder, variable)
+    body = re.sub(r'style="[^"]*"', _recolor, body)
     body = re.sub(r' transform="rotate\(-?0 [^"]*"', "", body)
     body = re.sub(r'\b(?:d|x|y)="[^"]*"', _round_coordinates, body)
     body = re.sub(r"\n\s*", "\n", body).strip()
@@ -265,6 +266,14 @@ def _svg(figure: Figure, heading: Heading, description: str) -> str:
         f'<title id="{heading.id}-title">{html.escape(heading.title)}</title>'
         f'<desc id="{heading.id}-desc">{html.escape(description)}</desc>{body}'
     )
+
+
+def _unique_id(attribute: re.Match[str], used: set[str], prefix: str) -> str:
+    return f' id="{prefix}-{attribute.group(1)}"' if attribute.group(1) in used else ""
+
+
+def _recolor(style: re.Match[str]) -> str:
+    return re.sub(r"#\w{6}\b", lambda color: _VARIABLES[color.group()], style.group())
 
 
 def _round_coordinates(attribute: re.Match[str]) -> str:
@@ -318,4 +327,5 @@ def _interval(share: Interval) -> str:
 
 
 def _with_n(row: Bucket) -> str:
-    return f"{row.label} (n = {count(row.n)})" if row.n else row.label
+    label = shorten(row.label, 18)  # longer ones would leave no room for the plot; the table has all
+    return f"{label} (n = {count(row.n)})" if row.n else label

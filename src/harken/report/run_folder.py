@@ -4,9 +4,9 @@ import dataclasses
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from harken.artifacts import Manifest, first_problem, read_bytes
 from harken.errors import DataError
@@ -30,10 +30,21 @@ class Interval(Part):
     high: float | None = None
 
 
+def _none_without_value(value: Any) -> Any:
+    # A mean over no pairs or prompts is written as {"value": null, ...}.
+    return None if isinstance(value, dict) and value.get("value", 0) is None else value
+
+
+Measured = Annotated[Interval | None, BeforeValidator(_none_without_value)]
+"""A value with its interval, or None where there was nothing to measure."""
+
+
 class RunInfo(Part):
     """`run.json`: which recipe, when, on what machine, and the seconds of each stage."""
 
     recipe: str = ""
+    title: str = ""
+    model: str = ""
     seed: int | None = None
     harken_version: str = ""
     started: str = ""
@@ -67,8 +78,9 @@ class Agreement(Part):
     axis: str
     scale: tuple[float, float]
     histogram: dict[float, int]
-    alpha_ordinal: Interval | None = None
-    alpha_interval: Interval | None = None
+    alpha_ordinal: Measured = None
+    alpha_interval: Measured = None
+    split_half_correlation: float | None = None
     mean_item_std: float | None = None
     most_disputed: list[RatedText] = []
     most_agreed: list[RatedText] = []
@@ -88,7 +100,7 @@ class Bucket(Part):
 
     label: str
     n: int
-    accuracy: Interval | None = None
+    accuracy: Measured = None
 
 
 class CalibrationBin(Part):
@@ -116,8 +128,8 @@ class RewardEvaluation(Part):
     """`reward/evaluation.json`: the reward model on held-out pairs."""
 
     num_pairs: int
-    accuracy: Interval
-    accuracy_difference_1_or_more: Interval | None = None
+    accuracy: Measured
+    accuracy_difference_1_or_more: Measured = None
     buckets: list[Bucket] = []
     calibration: Calibration | None = None
     length_correlation: float | None = None
@@ -129,10 +141,10 @@ class Evaluation(Part):
     num_prompts: int
     completions_per_prompt: int
     sampling: dict[str, Any] = {}
-    policy: dict[str, Interval | None]
-    against: dict[str, Interval | None]
-    difference: dict[str, Interval | None] = {}
-    win_rate: dict[str, Interval | None] = {}
+    policy: dict[str, Measured]
+    against: dict[str, Measured]
+    difference: dict[str, Measured] = {}
+    win_rate: dict[str, Measured] = {}
     finish_reasons: dict[str, dict[str, float]] = {}
 
 
@@ -151,8 +163,8 @@ class SamplePair(Part):
     prompt: str
     policy: str
     against: str
-    reward_policy: float
-    reward_against: float
+    reward_policy: float | None = None
+    reward_against: float | None = None
     lexicon_policy: float | None = None
     lexicon_against: float | None = None
 
@@ -267,8 +279,12 @@ def read_run(run: Path) -> RunFolder:
 
 def _manifests(reader: _Reader) -> dict[str, Manifest]:
     manifests: dict[str, Manifest] = {}
-    for path in sorted([*reader.run.glob("*/manifest.json"), *reader.run.glob("*/*.manifest.json")]):
-        name = path.relative_to(reader.run).as_posix()
+    for path in sorted(reader.run.rglob("*manifest.json")):
+        inside = path.relative_to(reader.run)
+        # Checkpoints and half-written folders are no artifacts that anything is made from.
+        if any(part == "checkpoints" or part.startswith(".") for part in inside.parts):
+            continue
+        name = inside.as_posix()
         row = _parse(path, 1, reader.content(name) or b"")
         try:
             # Digests are taken over the manifest as written, so its texts are not touched here.

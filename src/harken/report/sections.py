@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from harken.report import facts, plots, stage_facts, tables
@@ -55,6 +56,7 @@ def headline(run: RunFolder) -> dict[str, Any]:
         findings.append(facts.comparison(run.evaluation, "lexicon"))
         findings.append(facts.wins(run.evaluation, "lexicon"))
         findings.append(facts.side_effects(run.evaluation))
+        findings.append(facts.hints(run.evaluation))
     elif run.ppo:
         findings.append(stage_facts.ppo(run.ppo))
     return {
@@ -162,24 +164,25 @@ def samples(run: RunFolder) -> dict[str, Any] | None:
     """Return completions before and after, taken at evenly spaced ranks of the score difference."""
     if not run.samples:
         return None
-    ranked = sorted(run.samples, key=lambda s: (s.reward_policy - s.reward_against, s.prompt))
+    change, judge = _judge_of(run.samples)
+    ranked = sorted(run.samples, key=lambda pair: (change(pair), pair.prompt))
     last = len(ranked) - 1
     chosen = min(_NUM_SAMPLES, len(ranked))
     ranks = [round(i * last / max(chosen - 1, 1)) for i in range(chosen)]
-    gained = sum(s.reward_policy > s.reward_against for s in ranked)
+    gained = sum(change(pair) > 0 for pair in ranked)
     text = (
-        f"The reward model scores the completion after training higher for "
+        f"The {judge} scores the completion after training higher for "
         f"{count(gained)} of {plural(len(ranked), 'held-out prompt')}."
     )
-    shown = [
-        Sample(
-            rank=rank + 1,
-            change=number(ranked[rank].reward_policy - ranked[rank].reward_against, 2, signed=True),
-            pair=ranked[rank],
-        )
-        for rank in ranks
-    ]
-    return {"fact": Fact(text), "samples": shown, "total": len(ranked)}
+    shown = [Sample(rank + 1, number(change(ranked[rank]), 2, signed=True), ranked[rank]) for rank in ranks]
+    return {"fact": Fact(text), "judge": judge, "samples": shown, "total": len(ranked)}
+
+
+def _judge_of(pairs: Sequence[SamplePair]) -> tuple[Callable[[SamplePair], float], str]:
+    """Return how much a pair's score changed and who says so: the reward model if it was asked."""
+    if any(pair.reward_policy is not None for pair in pairs):
+        return lambda p: (p.reward_policy or 0.0) - (p.reward_against or 0.0), "reward model"
+    return lambda p: (p.lexicon_policy or 0.0) - (p.lexicon_against or 0.0), "independent judge"
 
 
 def evaluation(run: RunFolder) -> dict[str, Any] | None:
@@ -199,6 +202,7 @@ def evaluation(run: RunFolder) -> dict[str, Any] | None:
         facts.wins(found, "lexicon"),
         facts.wins(found, "reward"),
         facts.side_effects(found),
+        facts.hints(found),
         _endings(found),
     ]
     return {
@@ -244,7 +248,7 @@ def _tiles(run: RunFolder) -> list[Tile]:
     if run.evaluation is not None and (rate := run.evaluation.win_rate.get("lexicon")) is not None:
         note = span(rate.low, rate.high, as_percent=True)
         tiles.append(Tile(percent(rate.value), "of pairs won, by the independent judge", note))
-    if run.reward is not None:
+    if run.reward is not None and run.reward.accuracy is not None:
         found = run.reward.accuracy
         note = span(found.low, found.high, as_percent=True)
         tiles.append(Tile(percent(found.value), "of held-out pairs right, reward model", note))
@@ -287,7 +291,7 @@ def _curve_plot(curve: Curve, stage: str, key: str, *, is_wide: bool) -> Plot | 
         return None
     # A metric's name may hold anything; an id may not, and must stay unique.
     name = re.sub(r"[^A-Za-z0-9_]", lambda found: f"-{ord(found.group()):x}-", key)
-    heading = Heading(f"{stage}-{name}", label.title, label.note)
+    heading = Heading(f"curve-{stage}-{name}", label.title, label.note)
     return plots.curves(heading, [series], is_wide=is_wide)
 
 

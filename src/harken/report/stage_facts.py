@@ -52,12 +52,18 @@ def agreement_level(agreement: Agreement) -> Fact:
 
 
 def agreement_of_means(agreement: Agreement) -> Fact | None:
-    """Say how steady the mean of all ratings of a text is, by the Spearman-Brown formula.
+    """Say how steady the mean of all ratings of a text is: measured, else by Spearman-Brown.
 
     Source: Spearman 1910 and Brown 1910; interval alpha is close to the intraclass correlation of
         one rating, which the formula raises to that of a mean of k.
     """
     alpha, raters = agreement.alpha_interval, agreement.ratings_per_item.mean
+    if agreement.split_half_correlation is not None:
+        return Fact(
+            f"Training uses the mean of about {count(raters)} ratings, which is steadier than one "
+            f"person's: the means of two random halves of the raters correlate at "
+            f"{number(agreement.split_half_correlation, 2)}."
+        )
     if alpha is None or not 0 < alpha.value < 1 or raters < 2:
         return None
     steady = raters * alpha.value / (1 + (raters - 1) * alpha.value)
@@ -84,6 +90,8 @@ def pairs(summary: PreferenceSummary) -> Fact:
 def reward_accuracy(evaluation: RewardEvaluation) -> Fact:
     """Say how often the reward model picks the text that people preferred, against a coin's 50%."""
     accuracy = evaluation.accuracy
+    if accuracy is None:
+        return Fact("The reward model was not tested: no pair was held out.", "unclear")
     pick = (
         f"picks the text that people preferred in {percent(accuracy.value)} of "
         f"{plural(evaluation.num_pairs, 'held-out pair')}{in_brackets(accuracy, as_percent=True)}"
@@ -100,7 +108,7 @@ def reward_accuracy(evaluation: RewardEvaluation) -> Fact:
 def reward_buckets(evaluation: RewardEvaluation) -> Fact | None:
     """Say how accuracy depends on how far apart people saw the two texts."""
     clear = evaluation.accuracy_difference_1_or_more
-    if clear is None:
+    if clear is None or evaluation.accuracy is None:
         return None
     rest = "so many of its misses are close calls"
     if clear.value <= evaluation.accuracy.value:

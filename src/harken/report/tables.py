@@ -1,6 +1,7 @@
 """The report's tables: metrics with intervals, strengths, speeds, settings, provenance."""
 
 import dataclasses
+import re
 import statistics
 from collections.abc import Mapping
 
@@ -25,21 +26,30 @@ class Table:
 
 def artifacts(run: RunFolder) -> Table:
     """Return every artifact of the run with its digest and what it was made from."""
-    digests = {manifest.digest() for manifest in run.manifests.values()}
+    names = {manifest.digest(): _artifact(name) for name, manifest in run.manifests.items()}
     rows = [
         (
-            name.removesuffix("manifest.json").rstrip("/."),
+            _artifact(name),
             visible(manifest.kind),
             manifest.digest()[:12],
-            "; ".join(
-                f"{visible(parent)} {visible(digest[:12])}" + ("" if digest in digests else " (not in this run)")
-                for parent, digest in manifest.parents.items()
-            ),
+            "; ".join(_parent(*one, names) for one in manifest.parents.items()),
         )
         for name, manifest in sorted(run.manifests.items(), key=_stage_order)
     ]
     header = ("Artifact", "Kind", "Digest", "Made from")
     return Table("Artifacts and what they were made from", header, tuple(rows))
+
+
+def _artifact(name: str) -> str:
+    return name.removesuffix("manifest.json").rstrip("/.")
+
+
+def _parent(name: str, digest: str, names: Mapping[str, str]) -> str:
+    shown = digest[:12] if re.fullmatch(r"[0-9a-f]{64}", digest) else visible(digest)
+    if digest not in names:
+        return f"{visible(name)} {shown} (from elsewhere)"
+    here = names[digest]
+    return f"{visible(name)} {shown}" if here == name else f"{visible(name)} {shown} ({here})"
 
 
 def _stage_order(entry: tuple[str, Manifest]) -> tuple[int, str]:
@@ -78,7 +88,7 @@ def metrics(found: Evaluation) -> Table:
                 label.title if label else key,
                 number(before.value, places) if before else "",
                 number(after.value, places) if after else "",
-                _difference(found.difference.get(key), places),
+                _difference(found.difference.get(key), before, after, places),
                 fact.text if before and after else "",
             )
         )
@@ -89,9 +99,11 @@ def metrics(found: Evaluation) -> Table:
     return Table(caption, header, tuple(rows), tuple(verdicts), tuple(notes))
 
 
-def _difference(difference: Interval | None, places: int) -> str:
+def _difference(difference: Interval | None, before: Interval | None, after: Interval | None, places: int) -> str:
     if difference is None:
-        return ""
+        if before is None or after is None:
+            return ""
+        return number(after.value - before.value, places, signed=True)
     text = number(difference.value, places, signed=True)
     if difference.low is None or difference.high is None:
         return text
@@ -133,6 +145,7 @@ def settings(run: RunFolder) -> Table:
         info = run.info
         seed = "" if info.seed is None else str(info.seed)
         rows += [("Recipe", info.recipe), ("Seed", seed), ("Harken", info.harken_version)]
+        rows += [("Model", info.model)]
         rows += [("Started", moment(info.started))]
         rows += [(f"Machine: {key}", str(value)) for key, value in info.machine.items()]
     if run.evaluation is not None:

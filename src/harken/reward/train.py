@@ -29,6 +29,9 @@ from harken.runs import Run, Timer, derive_seed
 EncodedPair = tuple[Tokens, Tokens]
 """Chosen and rejected."""
 
+PASS_TOKENS = 512
+"""Tokens of one forward pass; matrix products this large run at full speed."""
+
 
 def train_reward(
     model: str | Path,
@@ -131,7 +134,7 @@ def train_step(
     config: RewardConfig,
 ) -> dict[str, float]:
     """Take one optimizer step; the loss is the weighted mean over the batch's pairs."""
-    lengths = [2 * max(chosen.size, rejected.size) for chosen, rejected in encoded]
+    lengths = [chosen.size + rejected.size for chosen, rejected in encoded]
     groups = microbatches(lengths, config.compute.microbatch_tokens)
     labels = torch.tensor([pair.soft_label if config.soft_labels else 1.0 for pair in pairs])
     margins = torch.tensor([config.margins[pair.strength] for pair in pairs])
@@ -151,19 +154,26 @@ def train_step(
             centering=config.centering,
         )
         torch.autograd.backward(result.loss)
-        totals["loss"] += float(result.loss)
+        totals["loss"] += float(result.loss.detach())
         for name, value in result.metrics.items():
             totals[name] = totals.get(name, 0.0) + float(value)
     rate = optimizer.learning_rate()
     norm = optimizer.step()
-    sizes = [max(chosen.size, rejected.size) for chosen, rejected in encoded]
-    return {**totals, "grad_norm": norm, "lr": rate, "padding_waste": padding_waste(sizes, groups)}
+    sizes = [side.size for pair in encoded for side in pair]
+    waste = padding_waste(sizes, microbatches(sizes, PASS_TOKENS))
+    return {**totals, "grad_norm": norm, "lr": rate, "padding_waste": waste}
 
 
 def paired_scores(trunk: Trunk, encoded: Sequence[EncodedPair]) -> tuple[Tensor, Tensor]:
-    """Return scores (P,) of the chosen and (P,) of the rejected sides, from one forward pass over both."""
+    """Return scores (P,) of the chosen and (P,) of the rejected sides, differentiable.
+
+    The two sides of a pair often differ in length, so all sides are read in passes of similar length.
+    """
     sides = [pair[0] for pair in encoded] + [pair[1] for pair in encoded]
-    scores = sequence_scores(trunk, ROLE, pad(sides, trunk.device))
+    groups = microbatches([side.size for side in sides], PASS_TOKENS)
+    parts = [sequence_scores(trunk, ROLE, pad([sides[row] for row in rows], trunk.device)) for rows in groups]
+    order = torch.tensor([row for rows in groups for row in rows], device=trunk.device)
+    scores = torch.cat(parts)[order.argsort()]
     return scores[: len(encoded)], scores[len(encoded) :]
 
 
