@@ -13,11 +13,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
-from harken import assets
 from harken.artifacts import HARKEN_VERSION, read_json, read_records, write_json, write_records
 from harken.config import CollectConfig, Config, PreferencesConfig, PromptsConfig, RecipeConfig
 from harken.evaluate.evaluate import evaluate
-from harken.feedback.exchange import read_harken, read_ratings
+from harken.feedback.exchange.find import read_feedback
 from harken.feedback.store import FeedbackStore
 from harken.policy.ppo import ppo
 from harken.policy.sft import sft
@@ -103,13 +102,7 @@ def collect(config: CollectConfig, out: Path, reporter: Reporter = QUIET) -> Pat
     run = Run(out, "collect", config, {})
     if run.finished:
         return out / "export"
-    name, _, part = config.path.partition(":")
-    if name == "reviews":
-        folder = assets.fetch("reviews", reporter.say)
-        path = folder / f"{REVIEW_FILES[part]}_GroundTruth.txt" if part else folder
-    else:
-        path = Path(config.path)
-    imported = read_ratings(path) if config.format == "ratings" else read_harken(path)
+    imported = read_feedback(config.format, config.path, reporter.say)
     with FeedbackStore.open(f"sqlite:///{out / 'feedback.db'}") as store:
         store.add(imported.prompts, imported.completions, imported.judgments, source=imported.source)
         store.export(out / "export")
@@ -117,14 +110,6 @@ def collect(config: CollectConfig, out: Path, reporter: Reporter = QUIET) -> Pat
     write_json(out / "agreement.json", report)
     run.finish({"notes": list(imported.source.notes)})
     return out / "export"
-
-
-REVIEW_FILES = {
-    "movie": "movieReviewSnippets",
-    "amazon": "amazonReviewSnippets",
-    "nyt": "nytEditorialSnippets",
-    "tweets": "tweets",
-}
 
 
 class PrepareConfig(Config):

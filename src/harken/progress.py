@@ -22,7 +22,8 @@ class Reporter:
 
     def __init__(self, *, quiet: bool = False) -> None:
         """Write to standard error, so that standard output stays for results."""
-        self._console = Console(stderr=True, quiet=quiet, highlight=False)
+        # A message is shown as it is and stays one line: no `:smile:` becomes a picture, nothing is folded.
+        self._console = Console(stderr=True, quiet=quiet, highlight=False, emoji=False, soft_wrap=True)
         self._quiet = quiet
 
     def say(self, message: str) -> None:

@@ -1,8 +1,10 @@
 """The seams: what a reward and a sampler must be able to do, whoever implements them."""
 
+import math
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
+from harken.errors import HarkenError, RewardError
 from harken.records import Completion, Prompt
 
 
@@ -16,3 +18,48 @@ class Reward(Protocol):
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Completion], /) -> Sequence[float]:
         """Return one finite score per completion."""
         ...
+
+
+def checked_scores(reward: Reward, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float]:
+    """Call a reward and insist on one finite score per completion.
+
+    Raises:
+        RewardError: it raised, gave the wrong number of scores, or one that is not a finite number; the message names
+            the prompt.
+    """
+    try:
+        scores = [float(score) for score in reward(prompts, completions)]
+    except HarkenError:
+        raise
+    except Exception as error:
+        _ask_one_by_one(reward, prompts, completions)
+        message = f"{_raised(error)} for {_span(prompts)} asked together, for none of them alone; mend it and run again"
+        raise RewardError(message) from error
+    if len(scores) != len(completions):
+        raise RewardError(
+            f"the reward returned {len(scores)} scores for {len(completions)} completions ({_span(prompts)}); it must "
+            "return one a completion, in order"
+        )
+    for prompt, score in zip(prompts, scores, strict=True):
+        if not math.isfinite(score):
+            raise RewardError(f"the reward returned {score} for prompt {prompt.id!r}; scores must be finite numbers")
+    return scores
+
+
+def _ask_one_by_one(reward: Reward, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> None:
+    """Find the first prompt at which a reward that raised raises alone, and say so."""
+    for prompt, completion in zip(prompts, completions, strict=True):
+        try:
+            [float(score) for score in reward([prompt], [completion])]
+        except HarkenError:
+            raise
+        except Exception as error:
+            raise RewardError(f"{_raised(error)} for prompt {prompt.id!r}; mend it and run again") from error
+
+
+def _raised(error: Exception) -> str:
+    return f"the reward raised {type(error).__name__}: {error},"
+
+
+def _span(prompts: Sequence[Prompt]) -> str:
+    return f"prompts {prompts[0].id!r} to {prompts[-1].id!r}" if prompts else "no prompts"

@@ -23,12 +23,13 @@ from typing import Any
 from harken.artifacts import (
     Manifest,
     artifact_digest,
+    atomic_file,
+    read_bytes,
     read_json,
     read_manifest,
     storage_errors,
     write_folder_manifest,
     write_json,
-    write_text,
 )
 from harken.config import Config, differences
 from harken.errors import DivergenceError, ResumeError
@@ -140,9 +141,12 @@ class Run:
         for name in ("metrics.jsonl", "samples.jsonl"):
             path = self.folder / name
             if path.exists():
-                lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-                whole = [line for line in lines if line.endswith("\n")]
-                write_text(path, "".join(line for line in whole if json.loads(line)["step"] <= step))
+                # Bytes, since a kill may cut a line inside a character; what follows the last newline is a cut line.
+                # Not splitlines(): that would also split at characters which may stand inside a completion.
+                whole = read_bytes(path).split(b"\n")[:-1]
+                kept = [line for line in whole if json.loads(line)["step"] <= step]
+                with atomic_file(path) as file:
+                    file.writelines(line + b"\n" for line in kept)
 
 
 def _digest(value: Path | str) -> str:

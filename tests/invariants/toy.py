@@ -58,7 +58,7 @@ class World:
             n_embd=64,
             n_layer=2,
             n_head=2,
-            initializer_range=0.1,
+            initializer_range=0.05,
             bos_token_id=None,
             eos_token_id=None,
         )
@@ -85,6 +85,11 @@ class Optimum:
     reference: Tensor
     beta: float
 
+    @classmethod
+    def of(cls, world: World, reference: Tensor, beta: float) -> "Optimum":
+        values = [world.value(sequence) for sequence in world.sequences()]
+        return cls(torch.tensor(values, dtype=torch.float64), reference, beta)
+
     @property
     def logprobs(self) -> Tensor:
         tilted = self.reference + self.values / self.beta
@@ -102,8 +107,3 @@ class Optimum:
         """KL(policy || optimum) in nats."""
         assert math.isclose(float(logprobs.exp().sum()), 1.0, rel_tol=1e-5), "all sequences are enumerated"
         return float((logprobs.exp() * (logprobs - self.logprobs)).sum())
-
-
-def optimum(world: World, reference: Tensor, beta: float) -> Optimum:
-    values = torch.tensor([world.value(sequence) for sequence in world.sequences()], dtype=torch.float64)
-    return Optimum(values, reference, beta)

@@ -1,13 +1,13 @@
 """What all configs share: frozen, an unknown key is an error that names the nearest valid key."""
 
+import copy
 import difflib
-import json
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from harken.artifacts import read_bytes
 from harken.errors import ConfigError
@@ -19,6 +19,28 @@ class Config(BaseModel):
     """Base of every config: the class defaults are the recommended setting."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_defaults(cls, values: object) -> object:
+        """Let a section that sets some keys keep the others as this stage's default has them, its `kind` included."""
+        if not isinstance(values, Mapping):
+            return values
+        merged = dict(cast("Mapping[str, Any]", values))
+        for name, field in cls.model_fields.items():
+            if name in merged and isinstance(field.default, Config):
+                merged[name] = _laid_over(field.default.model_dump(), merged[name])
+        return merged
+
+
+def _laid_over(defaults: object, given: object) -> object:
+    if not isinstance(given, Mapping):
+        return given
+    section = cast("Mapping[str, Any]", given)
+    base = cast("Mapping[str, Any]", defaults if isinstance(defaults, Mapping) else {})
+    if section.get("kind", base.get("kind")) != base.get("kind"):
+        return dict(section)  # another variant has its own defaults
+    return {**base, **{key: _laid_over(base.get(key), value) for key, value in section.items()}}
 
 
 def build(model: type[ConfigT], values: Mapping[str, Any], *, where: str) -> ConfigT:
@@ -37,18 +59,35 @@ def build(model: type[ConfigT], values: Mapping[str, Any], *, where: str) -> Con
 
 
 def _explain(model: type[Config], problem: dict[str, Any], where: str) -> str:
-    path = [str(part) for part in problem["loc"]]
+    path = _written_path(model, [str(part) for part in problem["loc"]])
     key = ".".join(path)
     if problem["type"] == "extra_forbidden":
         valid = sorted(set(field_paths(model)))
         leaves = {name.rsplit(".", 1)[-1]: name for name in valid}
         near = difflib.get_close_matches(key, valid, n=1, cutoff=0.6)
+        if key in valid:
+            return f"{where}: config key {key!r} belongs to another `kind` of this section"
         near = near or [leaves[leaf] for leaf in difflib.get_close_matches(path[-1], leaves, n=1, cutoff=0.6)]
         hint = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(valid[:12])}, ..."
         return f"{where}: unknown config key {key!r}; {hint}"
     message = str(problem["msg"]).removeprefix("Value error, ")
     found = "" if problem["type"] in ("value_error", "missing") else f", found {problem['input']!r}"
-    return f"{where}: config key {key!r}: {message}{found}"
+    return f"{where}: config key {key!r}: {message}{found}" if key else f"{where}: {message}{found}"
+
+
+def _written_path(model: type[BaseModel], location: Sequence[str]) -> list[str]:
+    """Return a path as people write it: without the variant's name that pydantic puts behind a union's key."""
+    path: list[str] = []
+    models = [model]
+    for part in location:
+        fields = [one.model_fields[part] for one in models if part in one.model_fields]
+        variants = [one for one in models if "kind" in one.model_fields and one.model_fields["kind"].default == part]
+        if variants and not fields:
+            models = variants
+        else:
+            path.append(part)
+            models = [inner for field in fields for inner in _models_in(field.annotation)]
+    return path
 
 
 def field_paths(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
@@ -75,7 +114,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """Return `values` with `a.b=c` overrides applied; c is read as TOML, else taken as a string."""
-    merged: dict[str, Any] = json.loads(json.dumps(dict(values)))
+    merged: dict[str, Any] = copy.deepcopy(dict(values))
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key.strip():

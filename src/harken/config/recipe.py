@@ -1,7 +1,7 @@
 """A recipe: one turn of the loop in one TOML file."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from harken.config.base import Config, apply_overrides, build, read_toml
 from harken.config.evaluate import EvaluateConfig
@@ -74,15 +74,18 @@ def load_recipe(name: str | Path, overrides: tuple[str, ...] | list[str] = ()) -
     The recipe's `seed`, `chat` and `compute` go to every stage that does not set its own.
     """
     path = Path(name)
-    if not path.suffix and not path.exists():
+    if not path.suffix and not path.is_file():
         path = RECIPES / f"{name}.toml"
-    if not path.exists():
+    if not path.is_file():
         known = ", ".join(sorted(file.stem for file in RECIPES.glob("*.toml")))
         raise ConfigError(f"recipe {str(name)!r}: no such file, and no recipe of that name ({known})")
     values = apply_overrides(read_toml(path), overrides)
     shared = {key: values[key] for key in ("seed", "chat", "compute") if key in values}
     for stage in STAGES:
-        section: dict[str, Any] = values.setdefault(stage, {})
+        section: Any = values.setdefault(stage, {})
+        if not isinstance(section, dict):
+            continue  # the validation below says so, with the key
+        section = cast("dict[str, Any]", section)
         for key, value in shared.items():
             if stage != "preferences" or key == "seed":
                 section.setdefault(key, value)

@@ -18,7 +18,7 @@ from harken.lm.load import load_model
 from harken.lm.sample import completion_seeds, sample
 from harken.lm.trunk import Trunk
 from harken.progress import QUIET, Reporter
-from harken.protocols import Reward
+from harken.protocols import Reward, checked_scores
 from harken.records import Completion, Message, Prompt, SamplingSettings, content_id
 from harken.runs import Run
 
@@ -138,7 +138,7 @@ class Side:
 
     def scores(self, reward: Reward) -> list[list[float]]:
         """Return a judge's scores by prompt."""
-        return self._by_prompt([float(score) for score in reward(self.prompts, self.completions)])
+        return self._by_prompt(checked_scores(reward, self.prompts, self.completions))
 
     def lengths(self) -> list[list[float]]:
         """Return completion lengths in tokens by prompt."""

@@ -6,6 +6,7 @@ everywhere, and what counts as completion (its text plus one end token) is decid
 
 from typing import Any, Literal
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from harken.errors import DataError
@@ -15,7 +16,7 @@ TEMPLATES = {
     "raw": "{% for message in messages %}{{ message['content'] }}{% endfor %}",
     "plain": (
         "{% for message in messages %}{{ message['role'] | capitalize }}:\n{{ message['content'] }}"
-        "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}\n\n{% endfor %}"
+        "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n\n' }}{% endfor %}"
         "{% if add_generation_prompt %}Assistant:\n{% endif %}"
     ),
 }
@@ -61,17 +62,31 @@ class Chat:
         self.stop_ids = frozenset({self.end_id, *extra_stop_ids} | ({eos} if eos is not None else set()))
         self._anchor = self._encode("a")[-1:]
         self._anchor_text = self.tokenizer.decode(self._anchor)
+        behind = self.tokenizer.decode([*self._anchor, *self._encode("b")])
+        # SentencePiece style: a space is put in front of every text, as if a word began there.
+        self._adds_space = behind == f"{self._anchor_text} b"
 
     def render(self, prompt: Prompt) -> str:
-        """Return the text of a prompt up to where its completion begins."""
+        """Return the text of a prompt up to where its completion begins.
+
+        Raises:
+            DataError: the model's template refuses the conversation, as some do a system message.
+        """
         messages = [message.model_dump() for message in prompt.messages]
         continues = messages[-1]["role"] == "assistant"
-        return self.tokenizer.apply_chat_template(
-            messages,
-            tokenize=False,
-            add_generation_prompt=not continues,
-            continue_final_message=continues,
-        )
+        try:
+            return self.tokenizer.apply_chat_template(
+                messages,
+                tokenize=False,
+                add_generation_prompt=not continues,
+                continue_final_message=continues,
+            )
+        except (TemplateError, ValueError) as error:
+            roles = ", ".join(message["role"] for message in messages)
+            raise DataError(
+                f"prompt {prompt.id!r}: the chat template cannot render its messages ({roles}): {error}; change them, "
+                "or set chat.template to plain"
+            ) from error
 
     def encode_prompt(self, prompt: Prompt, *, max_length: int | None = None) -> list[int]:
         """Return the token ids of a prompt, special tokens included.
@@ -91,7 +106,12 @@ class Chat:
 
     def encode_completion(self, text: str, *, stopped: bool = True) -> list[int]:
         """Return the token ids of a completion; one that stopped ends with `end_id`."""
-        return self._encode(text) + ([self.end_id] if stopped else [])
+        ids = self._encode(text)
+        if self._adds_space:
+            line = self._encode("\n")
+            continued = self._encode(f"\n{text}")
+            ids = continued[len(line) :] if continued[: len(line)] == line else ids
+        return ids + ([self.end_id] if stopped else [])
 
     def decode_completion(self, ids: list[int]) -> str:
         """Return the text of sampled tokens, without the stop token.

@@ -1,5 +1,9 @@
 """Tensors and settings on disk: checkpoints to resume from, models to use elsewhere. Safetensors and JSON only."""
 
+import contextlib
+import os
+import re
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +19,21 @@ from harken.lm.trunk import Trunk
 
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """Write named tensors to one safetensors file."""
-    with storage_errors(path):
+    with _write_errors(path):
         save_file({name: value.contiguous() for name, value in tensors.items()}, path)
+
+
+@contextlib.contextmanager
+def _write_errors(path: Path) -> Generator[None]:
+    """Turn a failed write into a `StorageError`; safetensors tells of a full disk in an error of its own."""
+    with storage_errors(path):
+        try:
+            yield
+        except SafetensorError as error:
+            code = re.search(r"\(os error (\d+)\)", str(error))
+            if code is None:
+                raise
+            raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
@@ -50,7 +67,7 @@ def load_training(folder: Path, trunk: Trunk, optimizers: dict[str, Optimizer]) 
 def save_model(folder: Path, trunk: Trunk, role: str) -> None:
     """Write a role as a plain Hugging Face folder: adapters merged, tokenizer and chat template with it."""
     network = trunk.network(role)
-    with storage_errors(folder):
+    with _write_errors(folder):
         network.save_pretrained(folder, state_dict=trunk.merged_weights(role))
         trunk.chat.tokenizer.save_pretrained(folder)
 
@@ -74,6 +91,7 @@ def save_adapter(folder: Path, trunk: Trunk, role: str, base: str) -> None:
         "lora_alpha": lora.alpha,
         "lora_dropout": 0.0,
         "bias": "none",
+        "fan_in_fan_out": trunk.has_transposed_layers,
         "target_modules": sorted(trunk.adapted_paths()),
         "inference_mode": True,
     }

@@ -1,17 +1,24 @@
 """Load any causal language model: Hugging Face id, folder, GGUF file, PEFT adapter folder, or `smollm2`."""
 
+import contextlib
 import shutil
+import socket
+import struct
 import tempfile
 import time
-from collections.abc import Callable
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from huggingface_hub.constants import ENDPOINT
 from peft import PeftModel
+from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from harken import assets
@@ -21,6 +28,19 @@ from harken.errors import DataError, UsageError
 from harken.lm.chat import Chat
 
 Notify = Callable[[str], None]
+
+# A damaged file shows as any of these, by file and format.
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    RuntimeError,
+    ImportError,
+    SafetensorError,
+    struct.error,
+)
 
 # Conversion and loading print their own bars and warnings; ours say the same in one line.
 transformers_logging.disable_progress_bar()
@@ -69,8 +89,7 @@ def load_model(
     compute, chat = compute or ComputeConfig(), chat or ChatConfig()
     device = pick_device(compute.device)
     dtype = pick_dtype(compute.dtype, device)
-    folder, gguf = _locate(str(name), notify)
-    model, tokenizer = _read(folder, gguf, dtype)
+    model, tokenizer = _read(str(name), dtype, notify)
     model.eval()
     model.to(device)  # pyright: ignore[reportArgumentType]
     generation: Any = model.generation_config
@@ -99,24 +118,92 @@ def _locate(name: str, notify: Notify) -> tuple[str, str | None]:
     return name, None
 
 
-def _read(folder: str, gguf: str | None, dtype: torch.dtype) -> tuple[PreTrainedModel, Any]:
-    options = {"gguf_file": gguf} if gguf else {}
+def _read(name: str, dtype: torch.dtype, notify: Notify) -> tuple[PreTrainedModel, Any]:
+    folder, gguf = _locate(name, notify)
     adapter = Path(folder) / "adapter_config.json"
-    base = read_json(adapter)["base_model_name_or_path"] if adapter.exists() else folder
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-        model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, **options)
-        if adapter.exists():
-            # Merged in fp32: a bf16 weight would swallow most of a small adapter's change.
-            merged: Any = PeftModel.from_pretrained(model.float(), folder).merge_and_unload()
-            model = merged.to(dtype)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if gguf or not adapter.exists():
+        return _weights(folder, gguf, dtype), _tokenizer(folder, gguf)
+    base = read_json(adapter).get("base_model_name_or_path")
+    if not base:
+        raise DataError(f"{adapter}: no base_model_name_or_path in it; set it to the model that the adapter changes")
+    base_folder, base_gguf = _locate(str(base), notify)
+    # PEFT folders from elsewhere often come without a tokenizer; it is the base's then.
+    own_tokenizer = (Path(folder) / "tokenizer_config.json").exists()
+    tokenizer = _tokenizer(folder, None) if own_tokenizer else _tokenizer(base_folder, base_gguf)
+    # Merged in fp32: a bf16 weight would swallow most of a small adapter's change.
+    model = _weights(base_folder, base_gguf, torch.float32)
+    with _unreadable(folder):
+        merged: Any = PeftModel.from_pretrained(model, folder).merge_and_unload()
+    return merged.to(dtype), tokenizer
+
+
+def _weights(folder: str, gguf: str | None, dtype: torch.dtype) -> PreTrainedModel:
+    options = _options(folder, gguf)
+    if "local_files_only" in options:  # transformers does not pass it on when it looks for adapters
+        options["adapter_kwargs"] = {"local_files_only": True}
+    with _unreadable(folder):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+    model, info = loaded
+    # transformers would go on with random weights in these places.
+    odd = sorted({*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])})
+    if odd:
         raise DataError(
-            f"model {folder!r} could not be loaded: {reason} Give a folder with config.json and safetensors, a "
+            f"model {folder!r} could not be loaded: config.json asks for {len(odd)} weights that the files lack or "
+            f"have in another shape ({', '.join(odd[:4])}); use the config.json that belongs to these weights"
+        )
+    model.generation_config = _writable(model.generation_config)
+    return model
+
+
+def _writable(generation: GenerationConfig | None) -> GenerationConfig | None:
+    """Return a generation config that `save_pretrained` takes: it refuses some that models are published with."""
+    if generation is None:
+        return None
+    try:
+        generation.validate(strict=True)
+    except ValueError:
+        tokens = ("bos_token_id", "eos_token_id", "pad_token_id")
+        return GenerationConfig(**{name: getattr(generation, name) for name in tokens})
+    return generation
+
+
+def _tokenizer(folder: str, gguf: str | None) -> Any:
+    options = _options(folder, gguf)
+    with _unreadable(folder):
+        return AutoTokenizer.from_pretrained(folder, **options)
+
+
+def _options(folder: str, gguf: str | None) -> dict[str, Any]:
+    options: dict[str, Any] = {"gguf_file": gguf} if gguf else {}
+    if not Path(folder).is_dir() and _hub_is_out_of_reach():
+        options["local_files_only"] = True  # else it is tried again and again for most of a minute
+    return options
+
+
+def _hub_is_out_of_reach() -> bool:
+    """Return whether the Hugging Face hub's name cannot be resolved; behind a proxy it need not be."""
+    if urllib.request.getproxies():
+        return False
+    try:
+        socket.getaddrinfo(urllib.parse.urlsplit(ENDPOINT).hostname, 443)
+    except socket.gaierror:
+        return True
+    return False
+
+
+@contextlib.contextmanager
+def _unreadable(folder: str) -> Generator[None]:
+    """Turn what the libraries raise on a missing or damaged model into one line that says what to do."""
+    try:
+        yield
+    except _UNREADABLE as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".: ")
+        raise DataError(
+            f"model {folder!r} could not be loaded: {reason}; give a folder with config.json and safetensors, a "
             "Hugging Face id that this machine can reach, a .gguf file, or `smollm2`"
         ) from error
-    return model, tokenizer
 
 
 def _converted(gguf: Path, notify: Notify) -> Path:
@@ -125,7 +212,7 @@ def _converted(gguf: Path, notify: Notify) -> Path:
     if (folder / "config.json").exists():
         return folder
     notify("converting smollm2 from GGUF to safetensors, once (about 20 s)")
-    model, tokenizer = _read(str(gguf.parent), gguf.name, torch.float32)
+    model, tokenizer = _read(str(gguf), torch.float32, notify)
     # The config of a model read from GGUF says "quantized", which blocks saving, though the weights are plain.
     config: Any = model.config
     del config.quantization_config

@@ -41,10 +41,10 @@ class Optimizer:
     def learning_rate(self) -> float:
         """Return the rate of the coming step."""
         settings = self.settings
-        warmup = max(1, math.ceil(settings.warmup_fraction * self.total_steps))
-        if settings.warmup_fraction > 0 and self.steps < warmup:
+        warmup = math.ceil(settings.warmup_fraction * self.total_steps)
+        if self.steps < warmup:
             return settings.learning_rate * (self.steps + 1) / warmup
-        progress = min(1.0, self.steps / max(1, self.total_steps))
+        progress = min(1.0, (self.steps - warmup) / max(1, self.total_steps - warmup))
         match settings.schedule:
             case "constant":
                 factor = 1.0

@@ -94,14 +94,8 @@ def _decode(
     stop_ids = torch.tensor(sorted(trunk.chat.stop_ids), device=trunk.device)
     states, cache, attention, positions = _prefill(trunk, network, prompts, n)
     # One stream a row, drawn up front: (rows, max_new_tokens).
-    streams = [
-        torch.rand(
-            settings.max_new_tokens,
-            generator=torch.Generator().manual_seed(seed),
-            dtype=torch.float64,
-        )
-        for seed in seeds
-    ]
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    streams = [torch.rand(settings.max_new_tokens, generator=one, dtype=torch.float64) for one in generators]
     uniforms = torch.stack(streams).to(trunk.device)
     tokens: list[list[int]] = [[] for _ in seeds]
     logprobs: list[list[float]] = [[] for _ in seeds]

@@ -54,7 +54,12 @@ class LoraLinear(nn.Module):
         """Input and output width."""
         weight: Any = self.base.weight
         first, second = weight.shape
-        return (first, second) if isinstance(self.base, Conv1D) else (second, first)
+        return (first, second) if self.is_transposed else (second, first)
+
+    @property
+    def is_transposed(self) -> bool:
+        """Whether the base keeps its weight as (in, out), as GPT-2 does."""
+        return isinstance(self.base, Conv1D)
 
     def add(self, role: str, rank: int, scale: float, seed: int) -> None:
         """Add a role's adapter; it starts as zero change."""
@@ -70,7 +75,7 @@ class LoraLinear(nn.Module):
     def delta(self, role: str) -> Tensor:
         """Return the change of the weight, in the layout of the base's weight, fp32."""
         change = (self.up[role] @ self.down[role]) * self.scale[role]
-        return change.T if isinstance(self.base, Conv1D) else change
+        return change.T if self.is_transposed else change
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the base, and the adapter of the role that is on."""
@@ -122,7 +127,8 @@ class Trunk:
     @property
     def hidden_size(self) -> int:
         """Width of the states."""
-        return int(self.model.get_input_embeddings().weight.shape[1])  # pyright: ignore
+        embeddings: Any = self.model.get_input_embeddings()
+        return int(embeddings.weight.shape[1])
 
     def add_role(self, name: str, tune: LoraConfig | FullConfig | None, *, seed: int, head: bool = False) -> None:
         """Add a role that starts as the base itself.
@@ -200,10 +206,9 @@ class Trunk:
             found.update(own.full_model.named_parameters())
         for path, layer in self._layers.items():
             if role in layer.scale:
-                found[f"{path}.lora_A"] = layer.down[role]
-                found[f"{path}.lora_B"] = layer.up[role]
+                found[f"{path}.lora_A"], found[f"{path}.lora_B"] = layer.down[role], layer.up[role]
         if own.head is not None:
-            found["head.weight"], found["head.bias"] = own.head.weight, own.head.bias
+            found.update({f"head.{name}": value for name, value in own.head.named_parameters()})
         return found
 
     def state(self, role: str) -> dict[str, Tensor]:
@@ -229,10 +234,13 @@ class Trunk:
     def merged_weights(self, role: str) -> dict[str, Tensor]:
         """Return the plain weights of a role, adapters added in fp32 and then cast back, by plain name."""
         network = self.network(role)
+        adapters = tuple(f"{path}.{part}." for path in self._layers for part in ("down", "up"))
+        plain_names = {f"{path}.base.": f"{path}." for path in self._layers}
         tensors: dict[str, Tensor] = {}
         for name, value in network.state_dict().items():
-            if ".down." not in name and ".up." not in name:
-                tensors[name.replace(".base.", ".")] = value
+            if not name.startswith(adapters):
+                wrapped, _, leaf = name.rpartition(".")
+                tensors[plain_names.get(f"{wrapped}.", f"{wrapped}.") + leaf] = value
         if self.roles[role].lora is not None:
             for path, layer in self._layers.items():
                 weight: Any = layer.base.weight
@@ -243,6 +251,11 @@ class Trunk:
     def adapted_paths(self) -> Iterator[str]:
         """Yield the module path of every layer that adapters sit on."""
         yield from self._adapted_layers()
+
+    @property
+    def has_transposed_layers(self) -> bool:
+        """Whether adapted layers keep their weights as (in, out)."""
+        return any(layer.is_transposed for layer in self._layers.values())
 
     def _adapted_layers(self) -> dict[str, LoraLinear]:
         """Wrap every linear layer of the transformer blocks (not the output layer), once."""

@@ -7,12 +7,11 @@ import torch
 from torch import Tensor
 
 from harken.config import PpoConfig
-from harken.errors import RewardError
 from harken.lm.batch import Batch, Tokens, pad
 from harken.lm.forward import by_microbatch, completion_logprobs, completion_values
 from harken.lm.sample import completion_seeds, sample
 from harken.lm.trunk import Trunk
-from harken.protocols import Reward
+from harken.protocols import Reward, checked_scores
 from harken.records import Completion, Message, Prompt, SamplingSettings, content_id
 
 POLICY, CRITIC = "policy", "critic"
@@ -119,13 +118,8 @@ def score(experience: Rollout, reward: Reward) -> Tensor:
     """Return (B,) fp32, one score per completion, from any callable.
 
     Raises:
-        RewardError: the reward gave the wrong number of scores, or one that is not finite.
+        RewardError: the reward raised, gave the wrong number of scores, or one that is not finite; the message names
+            the prompt.
     """
-    values = list(reward(experience.prompts, experience.completions))
-    scores = torch.tensor(values, dtype=torch.float32)
-    if scores.shape != (len(experience.completions),) or not bool(scores.isfinite().all()):
-        raise RewardError(
-            f"the reward returned {len(values)} scores for {len(experience.completions)} completions, or one that is "
-            "not finite; it must return one finite score a completion, in order"
-        )
-    return scores.to(experience.batch.ids.device)
+    scores = checked_scores(reward, experience.prompts, experience.completions)
+    return torch.tensor(scores, dtype=torch.float32, device=experience.batch.ids.device)

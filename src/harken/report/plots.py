@@ -20,14 +20,13 @@ from harken.report.run_folder import Bucket, CalibrationBin, Interval
 
 # Placeholders that no other color in a figure equals; the SVG gets the CSS variable in their place.
 INK, MUTED, RULE = "#010101", "#020202", "#030303"
-FIRST, SECOND, PAGE = "#040404", "#050505", "#060606"
+FIRST, SECOND = "#040404", "#050505"
 _VARIABLES = {
     INK: "var(--ink)",
     MUTED: "var(--muted)",
     RULE: "var(--rule)",
     FIRST: "var(--first)",
     SECOND: "var(--second)",
-    PAGE: "var(--page)",
 }
 WIDE = (360, 220)
 SMALL = (264, 150)

@@ -151,7 +151,9 @@ def settings(run: RunFolder) -> Table:
     if run.evaluation is not None:
         sampling = run.evaluation.sampling.items()
         rows += [(f"Evaluation sampling: {key}", str(value)) for key, value in sampling]
-    seeds = {f"Seed of {name}: {key}": seed for name, m in run.manifests.items() for key, seed in m.seeds.items()}
+    seeds = {
+        f"Seed of {_artifact(name)}: {key}": seed for name, m in run.manifests.items() for key, seed in m.seeds.items()
+    }
     rows += [(visible(key), str(seed)) for key, seed in seeds.items()]
     known = tuple((key, value) for key, value in rows if value)
     return Table("Settings", ("Setting", "Value"), known)

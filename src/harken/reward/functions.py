@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import math
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
@@ -10,55 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from harken.config import ComputeConfig
-from harken.errors import HarkenError, RewardError, UsageError
+from harken.errors import RewardError, UsageError
 from harken.lm.load import Notify, ignore
 from harken.lm.trunk import Trunk
-from harken.protocols import Reward
+from harken.protocols import Reward, checked_scores
 from harken.records import Completion, Prompt
 from harken.reward.model import load_reward_model
 
 HTTP_TIMEOUT_S = 60.0
 
 
-def checked_scores(reward: Reward, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float]:
-    """Call a reward and insist on one finite score per completion.
-
-    Raises:
-        RewardError: it raised, gave the wrong number of scores, or one that is not finite; the message names the
-            prompt.
-    """
-    first = prompts[0].id if prompts else ""
-    try:
-        scores = [float(score) for score in reward(prompts, completions)]
-    except HarkenError:
-        raise
-    except Exception as error:
-        culprit = _culprit(reward, prompts, completions) or f"one of the prompts from {first!r} on"
-        message = f"the reward raised {type(error).__name__}: {error} (at {culprit}); mend it and run again"
-        raise RewardError(message) from error
-    if len(scores) != len(completions):
-        raise RewardError(
-            f"the reward returned {len(scores)} scores for {len(completions)} completions (prompts from {first!r} on); "
-            "it must return one a completion, in order"
-        )
-    for prompt, score in zip(prompts, scores, strict=True):
-        if not math.isfinite(score):
-            raise RewardError(f"the reward returned {score} for prompt {prompt.id!r}; scores must be finite numbers")
-    return scores
-
-
-def _culprit(reward: Reward, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> str | None:
-    """Name the first prompt at which a reward raises when asked one by one."""
-    for prompt, completion in zip(prompts, completions, strict=True):
-        try:
-            reward([prompt], [completion])
-        except Exception:
-            return f"prompt {prompt.id!r}"
-    return None
-
-
 class Lexicon:
-    """VADER's sentiment lexicon as a judge: compound score in [-1, 1] of prompt beginning plus completion.
+    """VADER's sentiment lexicon as a judge: compound score in [-1, 1] of a completion.
 
     Independent of any reward model: words rated by people, and rules. C.J. Hutto and E. Gilbert, ICWSM 2014.
     """
@@ -75,17 +37,9 @@ class Lexicon:
         self._analyzer = module.SentimentIntensityAnalyzer()
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float]:
-        """Return compound scores of the whole text: an assistant's beginning and its continuation."""
-        texts = [
-            begun(prompt) + completion.message.content for prompt, completion in zip(prompts, completions, strict=True)
-        ]
-        return [self._analyzer.polarity_scores(text)["compound"] for text in texts]
-
-
-def begun(prompt: Prompt) -> str:
-    """Return the text that the completion continues: the last message if it is the assistant's, else nothing."""
-    last = prompt.messages[-1]
-    return last.content if last.role == "assistant" else ""
+        """Return compound scores of the completions alone: the prompt is not the model's doing."""
+        assert len(prompts) == len(completions), "one prompt for each completion"
+        return [self._analyzer.polarity_scores(completion.message.content)["compound"] for completion in completions]
 
 
 class HttpReward:

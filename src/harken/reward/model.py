@@ -1,5 +1,6 @@
 """A trained reward model: score any completion of any prompt, normalized so that its unit means the same everywhere."""
 
+import copy
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from harken.artifacts import read_json, verify, write_folder_manifest, write_jso
 from harken.config import ChatConfig, ComputeConfig, LoraConfig
 from harken.errors import DataError
 from harken.lm.batch import Tokens, pad
+from harken.lm.chat import Chat
 from harken.lm.checkpoint import load_tensors, save_adapter, save_model, save_tensors
 from harken.lm.forward import by_microbatch, sequence_scores
 from harken.lm.load import Notify, ignore, load_model
@@ -27,9 +29,20 @@ class RewardModel:
     tokenizer can be scored. A completion that stopped is closed by the end token; one that was cut off is not.
     """
 
-    def __init__(self, trunk: Trunk, compute: ComputeConfig, *, gain: float = 1.0, bias: float = 0.0) -> None:
-        """Use the role `reward` of a trunk; `gain * score + bias` is what comes out."""
+    def __init__(
+        self, trunk: Trunk, compute: ComputeConfig, *, chat: Chat | None = None, gain: float = 1.0, bias: float = 0.0
+    ) -> None:
+        """Use the role `reward` of a trunk; `gain * score + bias` is what comes out.
+
+        Args:
+            trunk: holds the role `reward`.
+            compute: sizes of the forward passes.
+            chat: renders as in reward training; the trunk's own by default.
+            gain: spread of normalized scores over that of raw ones.
+            bias: added after that.
+        """
         self.trunk = trunk
+        self.chat = chat or trunk.chat
         self.compute = compute
         self.gain, self.bias = gain, bias
 
@@ -43,11 +56,10 @@ class RewardModel:
 
     def encode(self, prompt: Prompt, completion: str, *, stopped: bool = True) -> Tokens:
         """Return the token ids of a prompt and its completion."""
-        chat = self.trunk.chat
         limit = self.trunk.context_length
         tokens = Tokens(
-            chat.encode_prompt(prompt, max_length=limit),
-            chat.encode_completion(completion, stopped=stopped),
+            self.chat.encode_prompt(prompt, max_length=limit),
+            self.chat.encode_completion(completion, stopped=stopped),
         )
         if tokens.size > limit:
             raise DataError(
@@ -77,7 +89,7 @@ class RewardModel:
             "base": self.trunk.source,
             # A folder is found again when run and base move together.
             "base_relative": os.path.relpath(base, folder) if base.is_dir() else None,
-            "chat_template": self.trunk.chat.tokenizer.chat_template,
+            "chat_template": self.chat.tokenizer.chat_template,
             "tune": None if role.lora is None else role.lora.model_dump(),
             **info,
         }
@@ -127,7 +139,17 @@ def load_reward_model(
     adapter = load_tensors(folder / "adapter_model.safetensors")
     tensors = {name.removeprefix("base_model.model.").removesuffix(".weight"): value for name, value in adapter.items()}
     trunk.load_state(ROLE, {**tensors, **head})
-    return RewardModel(trunk, compute, gain=settings["gain"], bias=settings["bias"])
+    chat = _chat_of_training(trunk.chat, settings["chat_template"])
+    return RewardModel(trunk, compute, chat=chat, gain=settings["gain"], bias=settings["bias"])
+
+
+def _chat_of_training(chat: Chat, template: str) -> Chat:
+    """Return a rendering with the template of reward training; the base, or who shares it, may use another."""
+    if chat.tokenizer.chat_template == template:
+        return chat
+    tokenizer = copy.deepcopy(chat.tokenizer)
+    tokenizer.chat_template = template
+    return Chat(tokenizer)
 
 
 def _find_base(folder: Path, settings: dict[str, Any]) -> str:

@@ -1,0 +1,202 @@
+"""The command line `harken`: what the commands are, and how they end.
+
+Exit codes: 0 done, 1 failed or stopped, 2 wrong usage or bad input. An error is one line on standard error; set
+HARKEN_DEBUG=1 for the traceback. Commands import what they need when they run, so that `harken --help` starts at once.
+"""
+
+import os
+import shutil
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import typer
+import typer.main
+from typer.core import TyperGroup
+
+from harken.cli_collect import agreement, export, import_feedback, status
+from harken.cli_common import examples
+from harken.cli_doctor import doctor
+from harken.cli_loop import demo, init, report, run
+from harken.cli_stages import evaluate, generate, ppo, preferences, reward, score, sft
+from harken.errors import HarkenError
+
+INTERRUPTED = 130
+"""What typer returns after Ctrl-C."""
+
+EXTRAS = {"sqlalchemy": "collect", "matplotlib": "report", "vaderSentiment": "demo"}
+"""Optional package -> the extra that brings it."""
+
+ORDER = ("demo", "run", "init", "generate", "collect")
+
+# typer wraps click, in new versions a copy of its own; the class is found with either.
+UsageProblem: type[Exception] = typer.BadParameter.__mro__[2]
+
+
+class InOrder(TyperGroup):
+    """A group that lists its commands in the order of the loop."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the commands' names: those of `ORDER` first."""
+        names = super().list_commands(ctx)
+        return sorted(names, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
+
+
+app = typer.Typer(
+    name="harken",
+    cls=InOrder,
+    help="Turn what people say about a language model's completions into a better model.",
+    epilog=examples(
+        "harken demo",
+        "harken run reviews --out out/reviews",
+        "harken COMMAND --help",
+    ),
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+collect_app = typer.Typer(
+    help="Judgments in and out of a feedback store.",
+    epilog=examples("harken collect import --store sqlite:///f.db reviews:movie"),
+    rich_markup_mode=None,
+)
+
+app.command(
+    epilog=examples(
+        "harken demo",
+        "harken demo --fast",
+        "harken demo --out out/mine --set ppo.steps=8",
+    )
+)(demo)
+app.command(
+    epilog=examples(
+        "harken run reviews",
+        "harken run my/recipe.toml --out out/mine",
+        "harken run reviews --set seed=1 --set ppo.kl.coef=0.1",
+    )
+)(run)
+app.command(epilog=examples("harken init my", "harken run my/recipe.toml --out my/out"))(init)
+app.command(
+    epilog=examples(
+        "harken generate --model smollm2 --prompts p.txt --out c.jsonl",
+        "harken generate --model out/ppo --prompts p.jsonl \\",
+        "    --out c.jsonl --n 4 --set sampling.temperature=0.7",
+    )
+)(generate)
+app.add_typer(collect_app, name="collect")
+collect_app.command(
+    "import",
+    epilog=examples(
+        "harken collect import --store sqlite:///f.db reviews:movie",
+        "harken collect import --store sqlite:///f.db \\",
+        "    --format harken out/export",
+    ),
+)(import_feedback)
+collect_app.command(epilog=examples("harken collect export --store sqlite:///f.db --out out/export"))(export)
+collect_app.command(epilog=examples("harken collect status --store sqlite:///f.db"))(status)
+collect_app.command(
+    epilog=examples(
+        "harken collect agreement --store sqlite:///f.db",
+        "harken collect agreement --store sqlite:///f.db --json",
+    )
+)(agreement)
+app.command(
+    epilog=examples(
+        "harken preferences out/export --out pairs.jsonl",
+        "harken preferences out/export --out pairs.jsonl \\",
+        "    --set min_difference=1 --set max_pairs=5000",
+    )
+)(preferences)
+app.command(
+    epilog=examples(
+        "harken sft --model smollm2 --data demos.jsonl --out out/sft",
+        "harken sft --model smollm2 --data demos.jsonl --out out/sft \\",
+        "    --set epochs=2 --set optimizer.learning_rate=1e-4",
+    )
+)(sft)
+app.command(
+    epilog=examples(
+        "harken reward --model out/sft --data pairs.jsonl --out out/reward",
+    )
+)(reward)
+app.command(
+    epilog=examples(
+        "harken ppo --model out/sft --prompts p.jsonl \\",
+        "    --reward out/reward --out out/ppo",
+        "harken ppo --model out/sft --prompts p.jsonl \\",
+        "    --reward 0.8*out/reward --reward 0.2*rules.py:short \\",
+        "    --out out/ppo --config ppo.toml --set steps=50",
+    )
+)(ppo)
+app.command(
+    epilog=examples(
+        "harken score --reward out/reward --prompts p.jsonl \\",
+        "    --in c.jsonl --out scores.jsonl",
+    )
+)(score)
+app.command(
+    epilog=examples(
+        "harken evaluate --model out/ppo --against out/sft \\",
+        "    --prompts heldout.jsonl --reward out/reward \\",
+        "    --out out/evaluate",
+    )
+)(evaluate)
+app.command(epilog=examples("harken report out/demo --out report.html"))(report)
+app.command(epilog=examples("harken doctor", "harken doctor --json"))(doctor)
+
+
+def main() -> NoReturn:
+    """Run the command of this process and exit."""
+    sys.exit(run_command(sys.argv[1:]))
+
+
+def run_command(arguments: Sequence[str]) -> int:
+    """Run one command and return its exit code; what went wrong is one line on standard error."""
+    debug = os.environ.get("HARKEN_DEBUG") == "1"
+    # Read when the library is imported, which no command has done yet.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    command = typer.main.get_command(app)
+    try:
+        code: Any = command.main(
+            list(arguments) or ["--help"], prog_name="harken", standalone_mode=False, terminal_width=help_width()
+        )
+    except UsageProblem as problem:
+        return _fail(_usage_message(problem), int(getattr(problem, "exit_code", 2)))
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    except ModuleNotFoundError as error:
+        if debug or error.name not in EXTRAS:
+            raise
+        return _fail(f"this command needs the package {error.name}: pip install 'harken[{EXTRAS[error.name]}]'", 2)
+    except HarkenError as error:
+        if debug:
+            traceback.print_exc()
+        return _fail(str(error), error.exit_code)
+    except Exception as error:
+        if debug:
+            raise
+        message = f"{type(error).__name__}: {error}"
+        _fail(f"a mistake in Harken, not yours: {message} (HARKEN_DEBUG=1 shows where; please report it)", 1)
+        raise SystemExit(1) from error
+    if code == INTERRUPTED:
+        typer.echo("stopped; run the same command again to go on", err=True)
+        return 1
+    return code if isinstance(code, int) else 0
+
+
+def help_width() -> int:
+    """Return the width of help texts; click's own is never below 50, which breaks lines twice in narrow terminals."""
+    return max(30, min(80, shutil.get_terminal_size().columns) - 2)
+
+
+def _usage_message(problem: Any) -> str:
+    path = getattr(getattr(problem, "ctx", None), "command_path", "harken")
+    return f"{problem.format_message().rstrip('.')}; see `{path} --help`"
+
+
+def _fail(message: str, code: int) -> int:
+    """Print the one line that says what went wrong, and return the exit code."""
+    typer.echo(f"error: {' '.join(message.split())}", err=True)
+    return code

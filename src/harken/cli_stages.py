@@ -1,0 +1,339 @@
+"""Commands for single stages: generate, preferences, sft, reward, ppo, score, evaluate."""
+
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from harken.cli_common import (
+    ConfigOption,
+    FileOption,
+    FolderOption,
+    JsonOption,
+    ModelOption,
+    PromptsOption,
+    RewardsOption,
+    SetOption,
+    check_out_file,
+    digest,
+    interval,
+    model_name,
+    reporter,
+    reward_inputs,
+    run_folder,
+    settings,
+    show,
+    show_json,
+    table,
+)
+
+if TYPE_CHECKING:
+    from harken.config import ComputeConfig
+    from harken.evaluate.evaluate import Judges
+    from harken.lm.load import Notify
+    from harken.lm.trunk import Trunk
+    from harken.policy.ppo import RewardMaker
+    from harken.protocols import Reward
+
+SCORE_BATCH = 256
+"""Completions scored between two steps of the progress bar."""
+
+
+def generate(
+    model: ModelOption,
+    prompts: PromptsOption,
+    out: FileOption,
+    n: Annotated[
+        int | None, typer.Option("--n", metavar="N", help="Completions of each prompt; the config says 1.")
+    ] = None,
+    config: ConfigOption = None,
+    changes: SetOption = None,
+) -> None:
+    """Draw completions of prompts and write them as JSON Lines."""
+    from harken.config import GenerateConfig
+    from harken.datasets import read_prompts
+
+    overrides = [*(changes or ()), *([] if n is None else [f"completions_per_prompt={n}"])]
+    asked = settings(GenerateConfig, config, overrides)
+    records = read_prompts(prompts)
+    check_out_file(out)
+    from harken.artifacts import write_records
+    from harken.generate.sampling import generate as draw
+    from harken.lm.load import load_model
+    from harken.lm.trunk import Trunk
+
+    progress, name = reporter(), model_name(model)
+    trunk = Trunk(load_model(name, compute=asked.compute, chat=asked.chat, notify=progress.say))
+    completions = draw(trunk, records, asked, reporter=progress)
+    write_records(
+        out,
+        completions,
+        kind="completions",
+        parents={"model": digest(name), "prompts": digest(prompts)},
+        seeds={"seed": asked.seed},
+        info={"sampling": asked.sampling.model_dump()},
+    )
+    show(f"{out}: {len(completions)} completions of {len(records)} prompts")
+
+
+def preferences(
+    judgments: Annotated[Path, typer.Argument(metavar="JUDGMENTS", help="Folder written by `harken collect export`.")],
+    out: FileOption,
+    config: ConfigOption = None,
+    changes: SetOption = None,
+) -> None:
+    """Make preference pairs from judgments.
+
+    Each pair has a strength, a soft label, and a split into training and held-out.
+    """
+    from harken.artifacts import write_records
+    from harken.config import PreferencesConfig
+    from harken.errors import DataError
+    from harken.preferences.pairs import preferences_from_export
+
+    asked = settings(PreferencesConfig, config, changes)
+    check_out_file(out)
+    pairs, rated = preferences_from_export(judgments, asked)
+    if not pairs:
+        raise DataError(
+            f"{judgments}: {len(rated)} rated completions, but no two of one prompt whose mean ratings differ by "
+            f"min_difference = {asked.min_difference:g}; lower it with --set, or collect more ratings"
+        )
+    write_records(out, pairs, kind="pairs", parents={"judgments": digest(judgments)}, seeds={"seed": asked.seed})
+    num_train = sum(pair.split == "train" for pair in pairs)
+    show(f"{out}: {num_train} pairs to train on, {len(pairs) - num_train} held out")
+
+
+def sft(
+    model: ModelOption,
+    data: Annotated[Path, typer.Option("--data", metavar="F", help="Demonstrations: prompts with completions.")],
+    out: FolderOption,
+    config: ConfigOption = None,
+    changes: SetOption = None,
+) -> None:
+    """Train a model to imitate demonstrations."""
+    from harken.config import SftConfig
+    from harken.datasets import read_demonstrations
+
+    asked = settings(SftConfig, config, changes)
+    demonstrations = read_demonstrations(data)
+    from harken.policy.sft import sft as train
+
+    with run_folder(out):
+        folder = train(model_name(model), demonstrations, out, asked, data=data, reporter=reporter())
+    show(str(folder))
+
+
+def reward(
+    model: ModelOption,
+    data: Annotated[Path, typer.Option("--data", metavar="F", help="Preference pairs.")],
+    out: FolderOption,
+    prompts: Annotated[
+        Path | None,
+        typer.Option("--prompts", metavar="F", help="Prompts that fix the score's zero and unit; else the pairs'."),
+    ] = None,
+    config: ConfigOption = None,
+    changes: SetOption = None,
+) -> None:
+    """Train a reward model on preference pairs.
+
+    It is measured on the held-out pairs: accuracy, calibration, and whether it only counts words.
+    """
+    from harken.artifacts import read_json
+    from harken.config import RewardConfig
+    from harken.datasets import read_pairs, read_prompts
+
+    asked = settings(RewardConfig, config, changes)
+    pairs = read_pairs(data)
+    records = [] if prompts is None else read_prompts(prompts)
+    from harken.reward.train import train_reward
+
+    with run_folder(out):
+        folder = train_reward(model_name(model), pairs, out, asked, prompts=records, data=data, reporter=reporter())
+    found = read_json(out / "evaluation.json")
+    if found["num_pairs"]:
+        show(f"accuracy on {found['num_pairs']} held-out pairs: {interval(found['accuracy'])}")
+    show(str(folder))
+
+
+def ppo(
+    model: ModelOption,
+    prompts: PromptsOption,
+    rewards: RewardsOption,
+    out: FolderOption,
+    config: ConfigOption = None,
+    changes: SetOption = None,
+) -> None:
+    """Train a policy to earn reward, with PPO.
+
+    Leaving the model it starts from costs reward: the KL divergence times kl.coef.
+    """
+    from harken.config import PpoConfig
+    from harken.datasets import read_prompts
+
+    asked = settings(PpoConfig, config, changes)
+    records = read_prompts(prompts)
+    from harken.policy.ppo import ppo as train
+
+    progress = reporter()
+    make_reward = reward_maker(rewards, asked.compute, progress.say)
+    inputs = {"prompts": prompts, **reward_inputs(rewards)}
+    with run_folder(out):
+        folder = train(model_name(model), records, make_reward, out, asked, inputs=inputs, reporter=progress)
+    show(str(folder))
+
+
+def reward_maker(specs: list[str], compute: "ComputeConfig", notify: "Notify") -> "RewardMaker":
+    """Return what makes the sum of the rewards once the base is in memory; what needs no base is loaded at once.
+
+    Raises:
+        UsageError: a reward that does not exist, before minutes went into anything else.
+    """
+    from harken.reward.functions import WeightedSum, load_reward
+
+    early = {spec: load_reward(spec, notify=notify) for spec in specs if not Path(spec.rpartition("*")[2]).is_dir()}
+
+    def make(trunk: "Trunk") -> "Reward":
+        parts: list[tuple[float, Reward]] = []
+        shared: Trunk | None = trunk
+        for spec in specs:
+            if spec in early:
+                parts.append((1.0, early[spec]))
+            else:
+                parts.append((1.0, load_reward(spec, trunk=shared, compute=compute, notify=notify)))
+                # A trunk has one role `reward`: a second reward model brings its own base.
+                shared = None
+        return parts[0][1] if len(parts) == 1 else WeightedSum(parts)
+
+    return make
+
+
+def score(
+    rewards: RewardsOption,
+    prompts: PromptsOption,
+    completions: Annotated[Path, typer.Option("--in", metavar="F", help="Completions to score.")],
+    out: FileOption,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change one setting of ComputeConfig, as in dtype=float32."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Score completions with any reward.
+
+    Writes one score for each, in order. The prompts are those that the completions were made from.
+    """
+    from harken.artifacts import write_records
+    from harken.config import ComputeConfig
+    from harken.datasets import read_completions, read_prompts
+    from harken.records import ScoredCompletion
+
+    compute = settings(ComputeConfig, None, changes)
+    pairs = read_completions(completions, read_prompts(prompts))
+    check_out_file(out)
+    from harken.protocols import checked_scores
+    from harken.reward.functions import load_reward
+
+    progress = reporter()
+    judge = load_reward(rewards, compute=compute, notify=progress.say)
+    values: list[float] = []
+    starts = range(0, len(pairs), SCORE_BATCH)
+    for start in progress.track(starts, "score", total=len(starts)):
+        some = pairs[start : start + SCORE_BATCH]
+        values += checked_scores(judge, [prompt for prompt, _ in some], [completion for _, completion in some])
+    name = " + ".join(rewards)
+    records = [
+        ScoredCompletion(prompt_id=prompt.id, completion_id=completion.id, reward=name, score=value)
+        for (prompt, completion), value in zip(pairs, values, strict=True)
+    ]
+    parents = {"prompts": digest(prompts), "completions": digest(completions)}
+    parents |= {key: digest(value) for key, value in reward_inputs(rewards).items()}
+    write_records(out, records, kind="scores", parents=parents)
+    _show_scores(out, name, values, as_json)
+
+
+def _show_scores(out: Path, name: str, values: list[float], as_json: bool) -> None:
+    import statistics
+
+    found = {
+        "num_completions": len(values),
+        "mean": statistics.fmean(values),
+        "std": statistics.pstdev(values),
+        "min": min(values),
+        "max": max(values),
+    }
+    if as_json:
+        show_json({"reward": name, "out": str(out), **found})
+    else:
+        spread = f"mean {found['mean']:.3f}, spread {found['std']:.3f}, {found['min']:.3f} to {found['max']:.3f}"
+        show(f"{out}: {len(values)} scores, {spread}")
+
+
+def evaluate(
+    model: ModelOption,
+    prompts: PromptsOption,
+    out: FolderOption,
+    against: Annotated[
+        str | None,
+        typer.Option("--against", metavar="M0", help="Model to compare with; else the one that --model started from."),
+    ] = None,
+    rewards: Annotated[
+        list[str] | None, typer.Option("--reward", metavar="R", help="A judge, as in `harken ppo`; each on its own.")
+    ] = None,
+    config: ConfigOption = None,
+    changes: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare two models on held-out prompts.
+
+    Measures scores, win rates, KL, length and diversity. Judges are the lexicon (where vaderSentiment is installed) and
+    each --reward. Intervals are at 95 %, over prompts.
+    """
+    from harken.config import EvaluateConfig
+    from harken.datasets import read_prompts
+    from harken.errors import ResumeError
+
+    asked = settings(EvaluateConfig, config, changes)
+    records = read_prompts(prompts)
+    progress, name = reporter(), model_name(model)
+    other = model_name(against) if against is not None else _started_from(name)
+    progress.say(f"comparing {name} with {other}")
+    from harken.evaluate.evaluate import evaluate as compare
+    from harken.reward.functions import load_reward
+
+    judges: Judges = {}
+    for number, spec in enumerate(rewards or ()):
+        judge = "reward" if number == 0 else f"reward_{number + 1}"
+        judges[judge] = load_reward(spec, compute=asked.compute, notify=progress.say)
+    if importlib.util.find_spec("vaderSentiment") is not None:
+        judges["lexicon"] = load_reward("lexicon")
+    with run_folder(out):
+        found = compare(name, other, records, judges, out, asked, data=prompts, reporter=progress)
+    if set(found["win_rate"]) != set(judges):
+        known = ", ".join(found["win_rate"]) or "none"
+        raise ResumeError(f"{out}: holds an evaluation by other judges ({known}); choose another --out")
+    if as_json:
+        show_json(found)
+    else:
+        show(_comparison_table(found))
+
+
+def _started_from(name: str) -> str:
+    """Return the model that a trained model started from, as the adapter beside it says."""
+    from harken.artifacts import read_json
+    from harken.errors import UsageError
+
+    settings_file = Path(name).parent / "adapter" / "adapter_config.json"
+    if not settings_file.is_file():
+        raise UsageError(f"--model {name}: does not say which model it started from; name one with --against")
+    return str(read_json(settings_file)["base_model_name_or_path"])
+
+
+def _comparison_table(found: dict[str, Any]) -> str:
+    rows = [["95 % intervals", "model", "against", "difference"]]
+    for metric, value in found["policy"].items():
+        sides = [value, found["against"].get(metric), found["difference"].get(metric)]
+        rows.append([metric, *(interval(side) for side in sides)])
+    rows += [[f"win rate, {judge}", interval(value), "", ""] for judge, value in found["win_rate"].items()]
+    return table(rows)

@@ -1,0 +1,141 @@
+"""N steps, a stop, and N more end in the same bytes as 2N steps without a stop."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from harken.config import AdaptiveKl, FullConfig, LoraConfig, OptimizerConfig, SamplingConfig, Tune
+from harken.errors import ResumeError
+from harken.policy.ppo import ppo
+from harken.policy.sft import sft
+from harken.progress import QUIET, Reporter
+from harken.reward.train import train_reward
+from tests.policy import material
+
+Stage = Callable[[Path, Reporter], Path]
+LORA = LoraConfig(rank=4, alpha=8.0)
+
+
+def _sft(model: Path, tune: Tune, save_every: int = 1) -> Stage:
+    # 12 demonstrations in batches of 4, twice: 6 steps.
+    config = material.sft_config(tune=tune, save_every=save_every)
+    return lambda out, reporter: sft(model, material.demonstrations(), out, config, reporter=reporter)
+
+
+def _reward(model: Path, tune: Tune, save_every: int = 1) -> Stage:
+    # 16 pairs in batches of 4, once: 4 steps.
+    config = material.reward_config(tune=tune, save_every=save_every)
+    return lambda out, reporter: train_reward(model, material.pairs(), out, config, reporter=reporter)
+
+
+def _ppo(model: Path, tune: Tune, save_every: int = 1) -> Stage:
+    # Every part with a memory is at work: the KL controller, two schedules, prompts that begin a second lap.
+    config = material.ppo_config(
+        tune=tune,
+        save_every=save_every,
+        kl=AdaptiveKl(coef=0.1, target=0.1, horizon=20.0),
+        policy_optimizer=OptimizerConfig(learning_rate=3e-3, schedule="cosine", warmup_fraction=0.5),
+    )
+    return lambda out, reporter: ppo(
+        model, material.prompts(), lambda trunk: material.count_letter, out, config, reporter=reporter
+    )
+
+
+STAGES = {"sft": (_sft, 6), "reward": (_reward, 4), "ppo": (_ppo, 4)}
+CASES = [(name, tune) for name in STAGES for tune in (LORA, FullConfig())]
+
+
+def _stop_at(stage: Stage, out: Path, step: int) -> None:
+    with pytest.raises(material.Stopped):
+        stage(out, material.StopsAfter(step))
+
+
+def _assert_same_end(one: Path, other: Path) -> None:
+    """Compare models byte by byte, and all rows but the clock's."""
+    assert material.hashes(one / "model") == material.hashes(other / "model")
+    for name in ("metrics.jsonl", "samples.jsonl", "evaluation.json"):
+        assert (one / name).exists() == (other / name).exists()
+        if name.endswith(".jsonl") and (one / name).exists():
+            assert material.rows(one / name) == material.rows(other / name)
+    if (one / "evaluation.json").exists():
+        assert (one / "evaluation.json").read_bytes() == (other / "evaluation.json").read_bytes()
+
+
+@pytest.mark.parametrize(("name", "tune"), CASES, ids=lambda value: getattr(value, "kind", value))
+def test_a_resumed_run_ends_like_an_uninterrupted_one(
+    name: str, tune: Tune, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    make, total = STAGES[name]
+    stage = make(tiny_model_dir, tune)
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    _stop_at(stage, whole, total - 1)
+    _stop_at(stage, halves, total // 2)
+    _stop_at(stage, halves, total - 1)
+    # The newest checkpoint holds all weights, both optimizers' moments, and the loop's own numbers.
+    checkpoint = f"checkpoints/step-{total - 1:08d}"
+    saved = material.hashes(whole / checkpoint)
+    assert {file.split(".")[-1] for file in saved} == {"safetensors", "json"}
+    assert saved == material.hashes(halves / checkpoint)
+    stage(whole, QUIET)
+    stage(halves, QUIET)
+    assert len(material.rows(whole / "metrics.jsonl")) == total
+    _assert_same_end(whole, halves)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_steps_after_the_last_checkpoint_are_done_again(name: str, tiny_model_dir: Path, tmp_path: Path) -> None:
+    # Checkpoints at step 2 only; the run stops after 3, so row 3 is dropped and written anew.
+    make, _ = STAGES[name]
+    stage = make(tiny_model_dir, LORA, 2)
+    stage(tmp_path / "whole", QUIET)
+    _stop_at(stage, tmp_path / "halves", 3)
+    assert [row["step"] for row in material.rows(tmp_path / "halves" / "metrics.jsonl")] == [1, 2, 3]
+    stage(tmp_path / "halves", QUIET)
+    _assert_same_end(tmp_path / "whole", tmp_path / "halves")
+
+
+def test_a_reward_that_fails_in_the_middle_of_a_step_costs_only_that_step(tiny_model_dir: Path, tmp_path: Path) -> None:
+    config = material.ppo_config()
+    calls: list[int] = []
+
+    def fails_at_third(*arguments: object) -> list[float]:
+        calls.append(len(calls))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return material.count_letter(*arguments)  # pyright: ignore[reportArgumentType]
+
+    ppo(tiny_model_dir, material.prompts(), lambda trunk: material.count_letter, tmp_path / "whole", config)
+    with pytest.raises(KeyboardInterrupt):
+        ppo(tiny_model_dir, material.prompts(), lambda trunk: fails_at_third, tmp_path / "halves", config)
+    assert [row["step"] for row in material.rows(tmp_path / "halves" / "metrics.jsonl")] == [1, 2]
+    ppo(tiny_model_dir, material.prompts(), lambda trunk: fails_at_third, tmp_path / "halves", config)
+    assert len(calls) == 5, "steps 1 and 2 once, step 3 twice, step 4 once"
+    _assert_same_end(tmp_path / "whole", tmp_path / "halves")
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_finished_run_is_returned_as_it_is(name: str, tiny_model_dir: Path, tmp_path: Path) -> None:
+    make, _ = STAGES[name]
+    stage = make(tiny_model_dir, LORA)
+    first = stage(tmp_path / "run", QUIET)
+    before = material.hashes(tmp_path / "run")
+    assert stage(tmp_path / "run", material.StopsAfter(0)) == first
+    assert material.hashes(tmp_path / "run") == before
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_resuming_with_another_config_says_what_differs(tiny_model_dir: Path, tmp_path: Path) -> None:
+    start = material.ppo_config()
+    changed = material.ppo_config(seed=7, sampling=SamplingConfig(max_new_tokens=5))
+
+    def run(config: material.PpoConfig) -> None:
+        reporter = material.StopsAfter(1)
+        ppo(tiny_model_dir, material.prompts(), lambda trunk: material.count_letter, tmp_path, config, reporter=reporter)
+
+    with pytest.raises(material.Stopped):
+        run(start)
+    with pytest.raises(ResumeError) as caught:
+        run(changed)
+    assert "config.sampling.max_new_tokens: 6 -> 5" in str(caught.value)
+    assert "config.seed: 0 -> 7" in str(caught.value)
