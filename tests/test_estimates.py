@@ -33,8 +33,8 @@ def test_bootstrap_interval_is_the_exact_one_of_all_resamples():
     low, high = np.quantile(exact, [0.025, 0.975])
     estimate = bootstrap_mean([[mean] for mean in means], seed=3)
     # Neighboring values of a resampled mean lie at most 0.25 to 1 apart; one step is allowed.
-    assert estimate.low == pytest.approx(low, abs=0.5)
-    assert estimate.high == pytest.approx(high, abs=0.5)
+    assert estimate.low == pytest.approx(low, abs=0.5)  # one step of a resampled mean
+    assert estimate.high == pytest.approx(high, abs=0.5)  # one step of a resampled mean
 
 
 def test_interval_matches_the_normal_approximation_for_many_prompts():
@@ -46,8 +46,8 @@ def test_interval_matches_the_normal_approximation_for_many_prompts():
     assert estimate.value == pytest.approx(values.mean())
     # 10,000 resamples: the ends scatter by about 0.027 standard errors (0.004 here); 0.02 is 5 of
     # those.
-    assert estimate.low == pytest.approx(values.mean() - half, abs=0.02)
-    assert estimate.high == pytest.approx(values.mean() + half, abs=0.02)
+    assert estimate.low == pytest.approx(values.mean() - half, abs=0.02)  # 5 standard deviations of the scatter
+    assert estimate.high == pytest.approx(values.mean() + half, abs=0.02)  # 5 standard deviations of the scatter
 
 
 def test_prompts_are_resampled_not_completions():
@@ -79,7 +79,9 @@ def test_level_sets_the_width():
     half_low, half_high = ends(bootstrap_mean(values, seed=0, level=0.5))
     low, high = ends(bootstrap_mean(values, seed=0))
     # Normal quantiles: 0.6745 for 50 %, 1.96 for 95 %.
-    assert (high - low) / (half_high - half_low) == pytest.approx(1.96 / 0.6745, rel=0.05)
+    assert (high - low) / (half_high - half_low) == pytest.approx(
+        1.96 / 0.6745, rel=0.05
+    )  # scatter of 10,000 resamples
 
 
 def test_same_seed_same_interval_other_seed_another():

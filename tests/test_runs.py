@@ -201,11 +201,19 @@ def test_a_finished_run_is_found_finished_and_its_files_are_hashed(tmp_path: Pat
     assert len(_rows(tmp_path)) == 1, "opening a finished run drops nothing"
 
 
-def test_a_finished_run_keeps_its_checkpoint_when_asked(tmp_path: Path) -> None:
+def test_a_kill_before_the_manifest_is_written_keeps_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = _open(tmp_path)
     _save(run, 1)
-    manifest = run.finish(keep_checkpoint=True)
-    assert "checkpoints/step-00000001/state.json" in manifest.files
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("harken.runs.write_folder_manifest", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run.finish()
+    assert _open(tmp_path).step == 1
 
 
 def test_a_child_records_the_manifest_of_its_parent(tmp_path: Path) -> None:

@@ -156,12 +156,22 @@ def artifact_digest(path: Path) -> str:
     return sha256_file(path)
 
 
-def write_folder_manifest(folder: Path, kind: str, **fields: Any) -> Manifest:
-    """Hash every file of a folder into its `manifest.json` and return the manifest."""
+def write_folder_manifest(folder: Path, kind: str, *, exclude: str = "", **fields: Any) -> Manifest:
+    """Hash every file of a folder into its `manifest.json` and return the manifest.
+
+    Args:
+        folder: its files at any depth are hashed, but not `manifest.json` itself and temporary files.
+        kind: record type or stage name.
+        exclude: name of a subfolder to leave out.
+        fields: the manifest's other fields.
+    """
     names = sorted(
         entry
         for entry in folder.rglob("*")
-        if entry.is_file() and entry != folder / "manifest.json" and not entry.name.endswith(".tmp")
+        if entry.is_file()
+        and entry != folder / "manifest.json"
+        and not entry.name.endswith(".tmp")
+        and entry.relative_to(folder).parts[0] != exclude
     )
     files = {str(entry.relative_to(folder)): sha256_file(entry) for entry in names}
     manifest = Manifest(kind=kind, files=files, **fields)

@@ -29,12 +29,7 @@ from harken.cli_common import (
 )
 
 if TYPE_CHECKING:
-    from harken.config import ComputeConfig
     from harken.evaluate.evaluate import Judges
-    from harken.lm.load import Notify
-    from harken.lm.trunk import Trunk
-    from harken.policy.ppo import RewardMaker
-    from harken.protocols import Reward
 
 SCORE_BATCH = 256
 """Completions scored between two steps of the progress bar."""
@@ -80,6 +75,18 @@ def generate(
 def preferences(
     judgments: Annotated[Path, typer.Argument(metavar="JUDGMENTS", help="Folder written by `harken collect export`.")],
     out: FileOption,
+    demonstrations: Annotated[
+        Path | None,
+        typer.Option("--demonstrations", metavar="F", help="Also write every rated text as a demonstration, for sft."),
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option("--prompts", metavar="F", help="Also write the texts' first words as prompts, for ppo."),
+    ] = None,
+    heldout_prompts: Annotated[
+        Path | None,
+        typer.Option("--heldout-prompts", metavar="F", help="The same of the held-out texts, for evaluate."),
+    ] = None,
     config: ConfigOption = None,
     changes: SetOption = None,
 ) -> None:
@@ -87,20 +94,28 @@ def preferences(
 
     Each pair has a strength, a soft label, and a split into training and held-out.
     """
-    from harken.artifacts import write_records
     from harken.config import PreferencesConfig
     from harken.errors import DataError
+    from harken.preferences.derive import write_training_data
     from harken.preferences.pairs import preferences_from_export
 
     asked = settings(PreferencesConfig, config, changes)
-    check_out_file(out)
+    files = {
+        "pairs": out,
+        "demonstrations": demonstrations,
+        "train_prompts": prompts,
+        "heldout_prompts": heldout_prompts,
+    }
+    wanted = {name: path for name, path in files.items() if path is not None}
+    for path in wanted.values():
+        check_out_file(path)
     pairs, rated = preferences_from_export(judgments, asked)
     if not pairs:
         raise DataError(
             f"{judgments}: {len(rated)} rated completions, but no two of one prompt whose mean ratings differ by "
             f"min_difference = {asked.min_difference:g}; lower it with --set, or collect more ratings"
         )
-    write_records(out, pairs, kind="pairs", parents={"judgments": digest(judgments)}, seeds={"seed": asked.seed})
+    write_training_data(pairs, rated, wanted, asked, parents={"judgments": digest(judgments)})
     num_train = sum(pair.split == "train" for pair in pairs)
     show(f"{out}: {num_train} pairs to train on, {len(pairs) - num_train} held out")
 
@@ -175,38 +190,14 @@ def ppo(
     asked = settings(PpoConfig, config, changes)
     records = read_prompts(prompts)
     from harken.policy.ppo import ppo as train
+    from harken.reward.functions import load_reward
 
     progress = reporter()
-    make_reward = reward_maker(rewards, asked.compute, progress.say)
+    judge = load_reward(rewards, compute=asked.compute, notify=progress.say)
     inputs = {"prompts": prompts, **reward_inputs(rewards)}
     with run_folder(out):
-        folder = train(model_name(model), records, make_reward, out, asked, inputs=inputs, reporter=progress)
+        folder = train(model_name(model), records, judge, out, asked, inputs=inputs, reporter=progress)
     show(str(folder))
-
-
-def reward_maker(specs: list[str], compute: "ComputeConfig", notify: "Notify") -> "RewardMaker":
-    """Return what makes the sum of the rewards once the base is in memory; what needs no base is loaded at once.
-
-    Raises:
-        UsageError: a reward that does not exist, before minutes went into anything else.
-    """
-    from harken.reward.functions import WeightedSum, load_reward
-
-    early = {spec: load_reward(spec, notify=notify) for spec in specs if not Path(spec.rpartition("*")[2]).is_dir()}
-
-    def make(trunk: "Trunk") -> "Reward":
-        parts: list[tuple[float, Reward]] = []
-        shared: Trunk | None = trunk
-        for spec in specs:
-            if spec in early:
-                parts.append((1.0, early[spec]))
-            else:
-                parts.append((1.0, load_reward(spec, trunk=shared, compute=compute, notify=notify)))
-                # A trunk has one role `reward`: a second reward model brings its own base.
-                shared = None
-        return parts[0][1] if len(parts) == 1 else WeightedSum(parts)
-
-    return make
 
 
 def score(

@@ -13,14 +13,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
-from harken.artifacts import HARKEN_VERSION, read_json, read_records, write_json, write_records
-from harken.config import CollectConfig, Config, PreferencesConfig, PromptsConfig, RecipeConfig
+from harken.artifacts import HARKEN_VERSION, read_json, read_records, write_json
+from harken.config import CollectConfig, PreferencesConfig, RecipeConfig
 from harken.evaluate.evaluate import evaluate
 from harken.feedback.exchange.find import read_feedback
 from harken.feedback.store import FeedbackStore
 from harken.policy.ppo import ppo
 from harken.policy.sft import sft
-from harken.preferences.derive import beginnings, demonstrations_from
+from harken.preferences.derive import write_training_data
 from harken.preferences.pairs import preferences_from_export
 from harken.preferences.quality import agreement_report
 from harken.progress import QUIET, Reporter
@@ -37,62 +37,37 @@ def run_recipe(recipe: RecipeConfig, out: Path, reporter: Reporter = QUIET) -> P
     """Run all stages of a recipe and return the report's path; a stopped run goes on where it stopped."""
     clock = Clock(recipe, out, reporter)
     export = clock.stage("collect", lambda: collect(recipe.collect, out / "collect", reporter))
-    data = clock.stage("preferences", lambda: prepare(recipe, export, out / "preferences"))
-    pairs = read_records(data / "pairs.jsonl", PreferencePair)
-    demonstrations = read_records(data / "demonstrations.jsonl", Demonstration)
-    train_prompts = read_records(data / "prompts.train.jsonl", Prompt)
-    heldout_prompts = read_records(data / "prompts.heldout.jsonl", Prompt)
-    base = clock.stage(
-        "sft",
-        lambda: sft(
-            recipe.model,
-            demonstrations,
-            out / "sft",
-            recipe.sft,
-            data=data / "demonstrations.jsonl",
-            reporter=reporter,
-        ),
-    )
-    reward = clock.stage(
-        "reward",
-        lambda: train_reward(
-            base,
-            pairs,
-            out / "reward",
-            recipe.reward,
-            prompts=train_prompts,
-            data=data / "pairs.jsonl",
-            reporter=reporter,
-        ),
-    )
-    policy = clock.stage(
-        "ppo",
-        lambda: ppo(
-            base,
-            train_prompts,
-            lambda trunk: load_reward(str(reward), trunk=trunk, compute=recipe.ppo.compute),
-            out / "ppo",
-            recipe.ppo,
-            inputs={"prompts": data / "prompts.train.jsonl", "reward": reward},
-            reporter=reporter,
-        ),
-    )
-    clock.stage(
-        "evaluate",
-        lambda: evaluate(
-            policy,
-            base,
-            heldout_prompts,
-            {
-                "reward": load_reward(str(reward), compute=recipe.evaluate.compute),
-                "lexicon": Lexicon(),
-            },
-            out / "evaluate",
-            recipe.evaluate,
-            data=data / "prompts.heldout.jsonl",
-            reporter=reporter,
-        ),
-    )
+    data = clock.stage("preferences", lambda: prepare(recipe.preferences, export, out / "preferences"))
+    demonstrations = read_records(data["demonstrations"], Demonstration)
+    pairs = read_records(data["pairs"], PreferencePair)
+    prompts = read_records(data["train_prompts"], Prompt)
+    heldout = read_records(data["heldout_prompts"], Prompt)
+
+    def train_sft() -> Path:
+        source = data["demonstrations"]
+        return sft(recipe.model, demonstrations, out / "sft", recipe.sft, data=source, reporter=reporter)
+
+    base = clock.stage("sft", train_sft)
+
+    def train_reward_model() -> Path:
+        source = data["pairs"]
+        return train_reward(base, pairs, out / "reward", recipe.reward, prompts=prompts, data=source, reporter=reporter)
+
+    reward = clock.stage("reward", train_reward_model)
+
+    def train_policy() -> Path:
+        inputs = {"prompts": data["train_prompts"], "reward": reward}
+        judge = load_reward(str(reward), compute=recipe.ppo.compute)
+        return ppo(base, prompts, judge, out / "ppo", recipe.ppo, inputs=inputs, reporter=reporter)
+
+    policy = clock.stage("ppo", train_policy)
+
+    def compare() -> None:
+        judges = {"reward": load_reward(str(reward), compute=recipe.evaluate.compute), "lexicon": Lexicon()}
+        source = data["heldout_prompts"]
+        evaluate(policy, base, heldout, judges, out / "evaluate", recipe.evaluate, data=source, reporter=reporter)
+
+    clock.stage("evaluate", compare)
     write_report(out, out / "report.html")
     return out / "report.html"
 
@@ -112,39 +87,18 @@ def collect(config: CollectConfig, out: Path, reporter: Reporter = QUIET) -> Pat
     return out / "export"
 
 
-class PrepareConfig(Config):
-    """What decides the training data."""
-
-    preferences: PreferencesConfig
-    """Judgments to pairs."""
-    prompts: PromptsConfig
-    """Texts to prompts."""
-
-
-def prepare(recipe: RecipeConfig, export: Path, out: Path) -> Path:
-    """Make pairs, demonstrations and prompts from an export; return their folder."""
-    config = PrepareConfig(preferences=recipe.preferences, prompts=recipe.prompts)
+def prepare(config: PreferencesConfig, export: Path, out: Path) -> dict[str, Path]:
+    """Make pairs, demonstrations and prompts from an export; return their files by name."""
+    names = ("pairs", "demonstrations", "train_prompts", "heldout_prompts")
+    files = {name: out / f"{name}.jsonl" for name in names}
     run = Run(out, "preferences", config, {"export": export})
     if run.finished:
-        return out
-    pairs, rated = preferences_from_export(export, recipe.preferences)
-    parents, seeds = run.inputs, {"seed": recipe.preferences.seed}
-    write_records(out / "pairs.jsonl", pairs, kind="pairs", parents=parents, seeds=seeds)
-    demonstrations = demonstrations_from(rated)
-    write_records(
-        out / "demonstrations.jsonl",
-        demonstrations,
-        kind="demonstrations",
-        parents=parents,
-        seeds=seeds,
-    )
-    prompts = beginnings(rated, recipe.prompts)
-    for split in ("train", "heldout"):
-        chosen = [prompt for prompt, side in prompts if side == split]
-        write_records(out / f"prompts.{split}.jsonl", chosen, kind="prompts", parents=parents, seeds=seeds)
+        return files
+    pairs, rated = preferences_from_export(export, config)
+    write_training_data(pairs, rated, files, config, parents=run.inputs)
     write_json(out / "summary.json", summarize(pairs))
     run.finish()
-    return out
+    return files
 
 
 def summarize(pairs: list[PreferencePair]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from harken.errors import HarkenError, RewardError
 from harken.records import Completion, Prompt
@@ -17,6 +17,15 @@ class Reward(Protocol):
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Completion], /) -> Sequence[float]:
         """Return one finite score per completion."""
+        ...
+
+
+@runtime_checkable
+class SharesBase(Protocol):
+    """A reward that can live on a base model which is in memory already."""
+
+    def attach(self, trunk: Any, /) -> None:
+        """Use the given `harken.lm.trunk.Trunk` where it holds the reward's own base; called before the first score."""
         ...
 
 

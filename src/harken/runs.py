@@ -114,17 +114,19 @@ class Run:
         for old in sorted(final.parent.glob("step-*"))[:-KEEP_CHECKPOINTS]:
             shutil.rmtree(old)
 
-    def finish(self, info: Mapping[str, Any] | None = None, *, keep_checkpoint: bool = False) -> Manifest:
-        """Write the manifest, which marks the run as finished; checkpoints are removed unless kept."""
-        if not keep_checkpoint:
-            shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
-        return write_folder_manifest(
+    def finish(self, info: Mapping[str, Any] | None = None) -> Manifest:
+        """Write the manifest, which marks the run as finished, then remove the checkpoints."""
+        manifest = write_folder_manifest(
             self.folder,
             self.stage,
+            exclude="checkpoints",
             parents=self.inputs,
             seeds={} if self._seed is None else {"seed": self._seed},
             info=dict(info or {}),
         )
+        # In this order, so that a kill in between loses nothing.
+        shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
+        return manifest
 
     def _newest_checkpoint(self) -> tuple[int, Path | None]:
         folders = sorted((self.folder / "checkpoints").glob("step-*"))

@@ -118,6 +118,11 @@ def check_inverse_cdf(module: ModuleType) -> None:
     # Masses need not add up to 1: scaling all of them changes nothing.
     close(module.inverse_cdf_sample(logprobs.expand(5, -1) - 3.0, uniforms), [1, 1, 3, 3, 3])
     close(module.inverse_cdf_sample(logprobs.expand(5, -1) + 3.0, uniforms), [1, 1, 3, 3, 3])
+    # More tokens than a block: a mass of 1/4 each at 5, 200, 260 and 299.
+    wide = torch.zeros(1, 300, dtype=torch.float64)
+    wide[0, [5, 200, 260, 299]] = 0.25
+    uniforms = torch.tensor([0.0, 0.2499, 0.25, 0.4999, 0.6, 0.9], dtype=torch.float64)
+    close(module.inverse_cdf_sample(wide.log().expand(6, -1), uniforms), [5, 5, 200, 200, 260, 299])
 
 
 # -------------------------------------------------------------------------------------- kl

@@ -83,8 +83,10 @@ LOGPROBS = [
         "-torch.inf)\n        logprobs = logprobs.log_softmax(dim=-1)",
         "-torch.inf)",
     ),
-    ("draw at or past", "(cumulative > uniforms", "(cumulative >= uniforms"),
-    ("draw ignores the mass", "[:, None] * total)", "[:, None])"),
+    ("draw at or past", "(cumulative > target", "(cumulative >= target"),
+    ("draw ignores the mass", "uniforms_N.double() * total", "uniforms_N.double()"),
+    ("draw forgets the blocks before", "_first_past(inside, target - before)", "_first_past(inside, target)"),
+    ("draw forgets which block", "return block * BLOCK +", "return 0 * block +"),
     (
         "right edge not guarded",
         "is_past.int().argmax(dim=-1), last_with_mass)",

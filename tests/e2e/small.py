@@ -48,8 +48,6 @@ path = "{ratings}"
 [preferences]
 heldout_fraction = 0.3
 pairs_per_item = 2
-
-[prompts]
 prefix_words = 3
 min_words = 6
 

@@ -1,8 +1,9 @@
-"""The whole loop from ratings to report: it runs, skips what is done, survives a kill, and knows where all came from."""
+"""The whole loop from ratings to report: it runs, skips what is done, survives kills, and knows where it came from."""
 
 import json
 import random
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from harken.artifacts import Manifest, artifact_digest, read_manifest, verify
 from harken.config import load_recipe
 from harken.feedback.exchange import read_ratings
 from harken.pipeline import run_recipe
-from harken.progress import Reporter
+from harken.progress import Describe, Reporter
 from tests.e2e import small
 from tests.invariants import kill
 from tests.policy import material
@@ -54,7 +55,9 @@ def test_the_same_command_again_skips_everything(done: Path, recipe: Path) -> No
         def say(self, message: str) -> None:
             said.append(message)
 
-        def track(self, steps, label, *, total, done=0, describe=None):  # type: ignore[no-untyped-def,override]
+        def track(
+            self, steps: Iterable[int], label: str, *, total: int, done: int = 0, describe: Describe | None = None
+        ) -> Iterator[int]:
             raise AssertionError(f"{label} was done again")
 
     before = material.hashes(done, keep=lambda path: path.name not in TIMED)
@@ -117,7 +120,7 @@ def test_the_evaluation_names_the_models_it_compared(done: Path) -> None:
     assert manifest is not None
     assert manifest.parents["model"] == artifact_digest(done / "ppo" / "model")
     assert manifest.parents["against"] == artifact_digest(done / "sft" / "model")
-    assert manifest.parents["prompts"] == artifact_digest(done / "preferences" / "prompts.heldout.jsonl")
+    assert manifest.parents["prompts"] == artifact_digest(done / "preferences" / "heldout_prompts.jsonl")
 
 
 def test_no_heldout_text_is_in_any_training(done: Path) -> None:
@@ -138,6 +141,7 @@ def _kill_and_compare(recipe: Path, done: Path, folder: Path, tries: int) -> Non
     span = kill.seconds(context, small.run, recipe, folder / "first")
     span = min(span, kill.seconds(context, small.run, recipe, folder / "second"))
     expected = (done / "evaluate" / "evaluation.json").read_bytes()
+    assert (folder / "first" / "evaluate" / "evaluation.json").read_bytes() == expected, "without any kill"
     kills = 0
     for number in range(tries):
         out = folder / f"try-{number}"

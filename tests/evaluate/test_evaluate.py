@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def _config(**changes: Any) -> EvaluateConfig:
     return EvaluateConfig(**(settings | changes))
 
 
-def _length(prompts: list[Prompt], completions: list[Completion]) -> list[float]:
+def _length(prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float]:
     return [float(len(completion.message.content)) for completion in completions]
 
 
@@ -59,9 +60,9 @@ def test_a_model_is_no_better_than_itself(tiny_model_dir: Path, tmp_path: Path) 
 
 def test_every_number_can_be_recomputed(tuned: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
     prompts = material.prompts(8)
-    seen: list[tuple[list[Prompt], list[Completion]]] = []
+    seen: list[tuple[Sequence[Prompt], Sequence[Completion]]] = []
 
-    def judge(asked: list[Prompt], completions: list[Completion]) -> list[float]:
+    def judge(asked: Sequence[Prompt], completions: Sequence[Completion]) -> list[float]:
         seen.append((asked, completions))
         return _length(asked, completions)
 
@@ -71,7 +72,8 @@ def test_every_number_can_be_recomputed(tuned: Path, tiny_model_dir: Path, tmp_p
     assert [prompt.id for prompt in asked] == [prompt.id for prompt in again]
     assert [item.prompt_id for item in policy] == [prompt.id for prompt in prompts for _ in range(2)]
     means = {
-        name: sum(len(item.message.content) for item in side) / 16 for name, side in (("policy", policy), ("against", against))
+        name: sum(len(item.message.content) for item in side) / 16
+        for name, side in (("policy", policy), ("against", against))
     }
     assert found["policy"]["length"]["value"] == pytest.approx(means["policy"], rel=1e-9)
     assert found["difference"]["length"]["value"] == pytest.approx(means["policy"] - means["against"], abs=1e-9)
@@ -102,7 +104,9 @@ def test_kl_and_perplexity_are_those_of_plain_forward_passes(
     monkeypatch.setitem(evaluate.__globals__, "sample", recording)
     config = _config(sampling=SamplingConfig(max_new_tokens=6, temperature=0.8))
     found = evaluate(tuned, tiny_model_dir, material.prompts(5), {}, tmp_path, config)
-    models = {name: load_model(path, compute=material.COMPUTE).model for name, path in (("p", tuned), ("r", tiny_model_dir))}
+    models = {
+        name: load_model(path, compute=material.COMPUTE).model for name, path in (("p", tuned), ("r", tiny_model_dir))
+    }
 
     @torch.no_grad()
     def logprobs(name: str, row: list[int]) -> torch.Tensor:
@@ -169,7 +173,7 @@ def test_max_prompts_takes_the_first_ones(tiny_model_dir: Path, tmp_path: Path) 
 
 
 def test_a_judge_that_fails_names_the_prompt(tiny_model_dir: Path, tmp_path: Path) -> None:
-    def judge(prompts: list[Prompt], completions: list[Completion]) -> list[float]:
+    def judge(prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float]:
         return [math.nan if "bb" in prompt.messages[0].content else 1.0 for prompt in prompts]
 
     with pytest.raises(RewardError, match=r"nan for prompt \"prompt 'tell bb'\""):

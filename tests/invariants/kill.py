@@ -40,7 +40,7 @@ def seconds(context: ForkServerContext, work: Callable[..., Any], *arguments: An
 def killed_and_resumed(
     context: ForkServerContext, rng: random.Random, span: float, work: Callable[..., Any], *arguments: Any
 ) -> int:
-    """Kill `work` at a random moment within `span` seconds, again in a second try, then let it end; return the kills."""
+    """Kill `work` at two random moments within `span` seconds, then let it end; return how many kills hit."""
     kills = sum(not run(context, work, *arguments, kill_after=rng.uniform(0, span)) for _ in range(2))
     assert run(context, work, *arguments)
     return kills

@@ -54,11 +54,11 @@ def _config(world: World, steps: int, episodes: int, seed: int) -> PpoConfig:
 
 def _train(world: World, config: PpoConfig, folder: Path) -> tuple[Optimum, torch.Tensor]:
     """Return the optimum, and the log-probabilities of all sequences under the trained policy."""
-    state, reward = prepare(world.save_model(folder, config.seed), lambda trunk: world.reward, config)
+    state = prepare(world.save_model(folder, config.seed), world.reward, config)
     exact = Optimum.of(world, world.logprobs(state.trunk.network(None)), BETA)
     for step in range(config.steps):
         experience = rollout(state.trunk, [world.prompt], config, step=step)
-        update(state, experience, score(experience, reward), config, step=step)
+        update(state, experience, score(experience, world.reward), config, step=step)
     return exact, world.logprobs(state.trunk.network(POLICY))
 
 

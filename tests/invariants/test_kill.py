@@ -20,7 +20,7 @@ def _work(stage: str, model: Path, out: Path) -> None:
     elif stage == "reward":
         train_reward(model, material.pairs(), out, material.reward_config())
     else:
-        ppo(model, material.prompts(), lambda trunk: material.count_letter, out, material.ppo_config(steps=6))
+        ppo(model, material.prompts(), material.count_letter, out, material.ppo_config(steps=6))
 
 
 def _kill_and_compare(stage: str, model: Path, folder: Path, tries: int) -> None:

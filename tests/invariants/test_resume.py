@@ -37,9 +37,7 @@ def _ppo(model: Path, tune: Tune, save_every: int = 1) -> Stage:
         kl=AdaptiveKl(coef=0.1, target=0.1, horizon=20.0),
         policy_optimizer=OptimizerConfig(learning_rate=3e-3, schedule="cosine", warmup_fraction=0.5),
     )
-    return lambda out, reporter: ppo(
-        model, material.prompts(), lambda trunk: material.count_letter, out, config, reporter=reporter
-    )
+    return lambda out, reporter: ppo(model, material.prompts(), material.count_letter, out, config, reporter=reporter)
 
 
 STAGES = {"sft": (_sft, 6), "reward": (_reward, 4), "ppo": (_ppo, 4)}
@@ -105,11 +103,11 @@ def test_a_reward_that_fails_in_the_middle_of_a_step_costs_only_that_step(tiny_m
             raise KeyboardInterrupt
         return material.count_letter(*arguments)  # pyright: ignore[reportArgumentType]
 
-    ppo(tiny_model_dir, material.prompts(), lambda trunk: material.count_letter, tmp_path / "whole", config)
+    ppo(tiny_model_dir, material.prompts(), material.count_letter, tmp_path / "whole", config)
     with pytest.raises(KeyboardInterrupt):
-        ppo(tiny_model_dir, material.prompts(), lambda trunk: fails_at_third, tmp_path / "halves", config)
+        ppo(tiny_model_dir, material.prompts(), fails_at_third, tmp_path / "halves", config)
     assert [row["step"] for row in material.rows(tmp_path / "halves" / "metrics.jsonl")] == [1, 2]
-    ppo(tiny_model_dir, material.prompts(), lambda trunk: fails_at_third, tmp_path / "halves", config)
+    ppo(tiny_model_dir, material.prompts(), fails_at_third, tmp_path / "halves", config)
     assert len(calls) == 5, "steps 1 and 2 once, step 3 twice, step 4 once"
     _assert_same_end(tmp_path / "whole", tmp_path / "halves")
 
@@ -131,7 +129,7 @@ def test_resuming_with_another_config_says_what_differs(tiny_model_dir: Path, tm
 
     def run(config: material.PpoConfig) -> None:
         reporter = material.StopsAfter(1)
-        ppo(tiny_model_dir, material.prompts(), lambda trunk: material.count_letter, tmp_path, config, reporter=reporter)
+        ppo(tiny_model_dir, material.prompts(), material.count_letter, tmp_path, config, reporter=reporter)
 
     with pytest.raises(material.Stopped):
         run(start)

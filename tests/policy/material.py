@@ -147,6 +147,7 @@ def rows(path: Path) -> list[dict[str, Any]]:
 
 
 def hashes(folder: Path, *, keep: Callable[[Path], bool] = lambda path: True) -> dict[str, str]:
-    """Return the sha256 of every file below a folder."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and keep(path))
+    """Return the sha256 of every file below a folder; half-written ones, which a kill may leave, are no part of it."""
+    whole = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".tmp"]
+    files = sorted(path for path in whole if keep(path))
     return {str(path.relative_to(folder)): sha256_file(path) for path in files}

@@ -1,6 +1,7 @@
 """PPO: it raises what is rewarded, keeps its accounts, and starts its critic as the reward model."""
 
 import itertools
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -25,25 +26,24 @@ from harken.config import (
 from harken.core.advantages import gae, whiten
 from harken.errors import DataError, RewardError
 from harken.lm.batch import Tokens, pad
-from harken.policy import ppo as ppo_module
 from harken.policy.ppo import PpoState, draw_prompts, make_rewards, ppo, prepare, update
 from harken.policy.rollout import CRITIC, POLICY, Rollout, rollout, score
 from harken.protocols import Reward
 from harken.records import Completion, Prompt
 from harken.reward.functions import WeightedSum, load_reward
-from harken.reward.model import RewardModel
+from harken.reward.model import RewardModel, StoredRewardModel
 from harken.reward.train import train_reward
 from tests.policy import material
 
 
 def _start(model: Path, config: PpoConfig, reward: Reward = material.count_letter) -> tuple[PpoState, Rollout]:
     """Return the state before training, and the first rollout."""
-    state, _ = prepare(model, lambda trunk: reward, config)
+    state = prepare(model, reward, config)
     return state, rollout(state.trunk, draw_prompts(material.prompts(), config, 0), config, step=0)
 
 
 def _run(model: Path, out: Path, config: PpoConfig, reward: Reward = material.count_letter) -> list[dict[str, Any]]:
-    ppo(model, material.prompts(), lambda trunk: reward, out, config)
+    ppo(model, material.prompts(), reward, out, config)
     return material.rows(out / "metrics.jsonl")
 
 
@@ -115,7 +115,9 @@ def test_microbatches_change_neither_metrics_nor_weights(tiny_model_dir: Path) -
         config = material.ppo_config(compute=compute, minibatch_size=8, loss=PpoLossConfig(entropy_coef=0.01))
         state, experience = _start(tiny_model_dir, config)
         metrics = update(state, experience, score(experience, material.count_letter), config, step=0)
-        weights = {f"{role} {name}": value for role in (POLICY, CRITIC) for name, value in state.trunk.state(role).items()}
+        weights = {
+            f"{role} {name}": value for role in (POLICY, CRITIC) for name, value in state.trunk.state(role).items()
+        }
         results.append((metrics, weights))
     (one, weights_one), (many, weights_many) = results
     assert one["padding_waste"] != many["padding_waste"], "the split was another one"
@@ -185,11 +187,16 @@ def reward_dir(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -
     return train_reward(tiny_model_dir, material.pairs(32), out, material.reward_config())
 
 
+def _prepared(model: Path, reward_dir: Path, config: PpoConfig) -> tuple[PpoState, RewardModel]:
+    """Return a state whose base also carries the reward model."""
+    reward = StoredRewardModel(reward_dir)
+    state = prepare(model, reward, config)
+    assert reward.model().trunk is state.trunk, "one base in memory"
+    return state, reward.model()
+
+
 def test_the_critic_starts_as_the_reward_model(tiny_model_dir: Path, reward_dir: Path) -> None:
-    config = material.ppo_config(tune=LoraConfig(rank=3))
-    state, reward = prepare(tiny_model_dir, lambda trunk: load_reward(str(reward_dir), trunk=trunk), config)
-    assert isinstance(reward, RewardModel)
-    assert reward.trunk is state.trunk, "one base in memory"
+    state, reward = _prepared(tiny_model_dir, reward_dir, material.ppo_config(tune=LoraConfig(rank=3)))
     asked = material.prompts(3)
     given = [material.completion_of(prompt, text) for prompt, text in zip(asked, ("eee", "a", "tree"), strict=True)]
     sequences = [reward.encode(prompt, item.message.content) for prompt, item in zip(asked, given, strict=True)]
@@ -202,32 +209,45 @@ def test_the_critic_starts_as_the_reward_model(tiny_model_dir: Path, reward_dir:
 
 def test_a_value_is_the_score_of_what_was_written_before_the_token(tiny_model_dir: Path, reward_dir: Path) -> None:
     config = material.ppo_config()
-    state, reward = prepare(tiny_model_dir, lambda trunk: load_reward(str(reward_dir), trunk=trunk), config)
-    assert isinstance(reward, RewardModel)
+    state, reward = _prepared(tiny_model_dir, reward_dir, config)
+    normalization = json.loads((reward_dir / "reward.json").read_text())
     experience = rollout(state.trunk, material.prompts(2), config, step=0)
     batch = experience.batch
     for row, place in batch.completion_mask.nonzero().tolist():
         before = Tokens(batch.ids[row, :place].tolist(), [])
-        raw = float(reward.score_tokens([before]))
-        assert float(experience.values[row, place]) == pytest.approx(reward.gain * raw + reward.bias, rel=1e-4, abs=1e-5)
+        wanted = normalization["gain"] * float(reward.score_tokens([before])) + normalization["bias"]
+        assert float(experience.values[row, place]) == pytest.approx(wanted, rel=1e-4, abs=1e-5)
+
+
+def test_a_policy_trained_in_full_has_a_critic_of_its_own(tiny_model_dir: Path, reward_dir: Path) -> None:
+    state, _ = _prepared(tiny_model_dir, reward_dir, material.ppo_config(tune=FullConfig()))
+    assert state.trunk.roles[CRITIC].full_model is not None
+    assert state.trunk.roles[CRITIC].full_model is not state.trunk.roles[POLICY].full_model
 
 
 def test_ppo_on_a_reward_model_leaves_the_reward_model_as_it_was(
     tiny_model_dir: Path, reward_dir: Path, tmp_path: Path
 ) -> None:
-    kept: list[RewardModel] = []
-
-    def make(trunk: ppo_module.Trunk) -> Reward:
-        reward = load_reward(str(reward_dir), trunk=trunk)
-        assert isinstance(reward, RewardModel)
-        kept.append(reward)
-        return WeightedSum([(1.0, reward), (0.5, material.count_letter)])
-
     asked = material.prompts(3)
     given = [material.completion_of(prompt, "free") for prompt in asked]
     before = load_reward(str(reward_dir), compute=material.COMPUTE)(asked, given)
-    ppo(tiny_model_dir, material.prompts(), make, tmp_path, material.ppo_config(steps=2))
-    assert kept[0](asked, given) == pytest.approx(before, rel=1e-5)
+    reward = StoredRewardModel(reward_dir)
+    both = WeightedSum([(1.0, reward), (0.5, material.count_letter)])
+    ppo(tiny_model_dir, material.prompts(), both, tmp_path, material.ppo_config(steps=2))
+    assert "policy" in reward.model().trunk.roles, "it was on the policy's base"
+    assert reward(asked, given) == pytest.approx(before, rel=1e-5)
+
+
+def test_two_reward_models_live_on_one_base(tiny_model_dir: Path, reward_dir: Path, tmp_path: Path) -> None:
+    config = material.reward_config(tune=LoraConfig(rank=2), optimizer=OptimizerConfig(learning_rate=1e-2), seed=5)
+    other_dir = train_reward(tiny_model_dir, material.pairs(16, seed=5), tmp_path / "other", config)
+    asked = material.prompts(3)
+    given = [material.completion_of(prompt, text) for prompt, text in zip(asked, ("eee", "a", "tree"), strict=True)]
+    one, two = (load_reward(str(path), compute=material.COMPUTE)(asked, given) for path in (reward_dir, other_dir))
+    both = WeightedSum([(1.0, StoredRewardModel(reward_dir)), (-2.0, StoredRewardModel(other_dir))])
+    prepare(tiny_model_dir, both, material.ppo_config())
+    wanted = [first - 2 * second for first, second in zip(one, two, strict=True)]
+    assert both(asked, given) == pytest.approx(wanted, rel=1e-4, abs=1e-5)
 
 
 def test_prompts_are_drawn_without_replacement_and_then_in_a_fresh_order() -> None:
@@ -275,15 +295,15 @@ def test_a_reward_that_fails_stops_the_run_and_names_the_prompt(
 ) -> None:
     config = material.ppo_config(prompts_per_step=6)  # all six prompts, each twice
     with pytest.raises(RewardError, match=message):
-        ppo(tiny_model_dir, material.prompts(), lambda trunk: _scores(case), tmp_path, config)
+        ppo(tiny_model_dir, material.prompts(), _scores(case), tmp_path, config)
 
 
 def test_ppo_without_prompts_is_an_error(tiny_model_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no prompts"):
-        ppo(tiny_model_dir, [], lambda trunk: material.count_letter, tmp_path, material.ppo_config())
+        ppo(tiny_model_dir, [], material.count_letter, tmp_path, material.ppo_config())
 
 
 def test_a_prompt_that_leaves_no_room_is_named(tiny_model_dir: Path, tmp_path: Path) -> None:
     long = material.prompt("x" * 252)  # the tiny model's context is 256, 6 of them for the completion
     with pytest.raises(DataError, match=r"x'\" has 252 tokens, the limit is 250"):
-        ppo(tiny_model_dir, [long], lambda trunk: material.count_letter, tmp_path, material.ppo_config())
+        ppo(tiny_model_dir, [long], material.count_letter, tmp_path, material.ppo_config())

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM as AutoModel
 from transformers import (
     Gemma2Config,
     GPT2Config,
@@ -16,7 +17,6 @@ from transformers import (
     PretrainedConfig,
     Qwen2Config,
 )
-from transformers import AutoModelForCausalLM as AutoModel
 
 from harken.config import FullConfig, LoraConfig, SamplingConfig
 from harken.errors import SelfTestError
@@ -62,14 +62,14 @@ def _save(name: str, folder: Path) -> Path:
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_a_healthy_model_passes(name: str, tune: LoraConfig | FullConfig, tmp_path: Path) -> None:
     config = material.ppo_config(tune=tune, sampling=SamplingConfig(max_new_tokens=6, temperature=0.7))
-    state, reward = prepare(_save(name, tmp_path), lambda trunk: material.count_letter, config)
+    state = prepare(_save(name, tmp_path), material.count_letter, config)
     experience = rollout(state.trunk, material.prompts(), config, step=0)
     check_first_rollout(state.trunk, experience)
-    update(state, experience, score(experience, reward), config, step=0)  # checks the first minibatch
+    update(state, experience, score(experience, material.count_letter), config, step=0)  # checks the first minibatch
 
 
 def _run(model: Path, out: Path, **changes: Any) -> None:
-    ppo(model, material.prompts(), lambda trunk: material.count_letter, out, material.ppo_config(**changes))
+    ppo(model, material.prompts(), material.count_letter, out, material.ppo_config(**changes))
 
 
 def _wrap_rollout(monkeypatch: pytest.MonkeyPatch, change: Callable[[Rollout], Rollout]) -> None:
@@ -98,11 +98,11 @@ def test_a_policy_that_does_not_start_as_the_reference_is_caught(
     honest = ppo_module.prepare
 
     def moved(*arguments: Any, **options: Any) -> Any:
-        state, reward = honest(*arguments, **options)
+        state = honest(*arguments, **options)
         with torch.no_grad():
             for parameter in state.trunk.parameters(POLICY).values():
                 parameter.add_(0.1)
-        return state, reward
+        return state
 
     monkeypatch.setattr(ppo_module, "prepare", moved)
     with pytest.raises(SelfTestError, match=r"policy and reference differ by .* before any update, expected 0"):
@@ -113,9 +113,9 @@ def test_a_dropout_that_is_on_is_caught(tmp_path: Path, monkeypatch: pytest.Monk
     honest = ppo_module.prepare
 
     def training(*arguments: Any, **options: Any) -> Any:
-        state, reward = honest(*arguments, **options)
+        state = honest(*arguments, **options)
         state.trunk.network(None).train()
-        return state, reward
+        return state
 
     monkeypatch.setattr(ppo_module, "prepare", training)
     with pytest.raises(SelfTestError, match="dropout is on"):
@@ -124,7 +124,7 @@ def test_a_dropout_that_is_on_is_caught(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_an_output_layer_that_is_scaled_is_caught(tiny_model_dir: Path, tmp_path: Path) -> None:
     config = material.ppo_config()
-    state, _ = prepare(tiny_model_dir, lambda trunk: material.count_letter, config)
+    state = prepare(tiny_model_dir, material.count_letter, config)
     check_output_layer(state.trunk)
     network: Any = state.trunk.network(None)
     honest = network.forward
@@ -185,9 +185,11 @@ def test_log_probabilities_from_two_computations_are_caught(
         _run(tiny_model_dir, tmp_path)
 
 
-def test_prompts_that_merge_with_their_completions_are_caught(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prompts_that_merge_with_their_completions_are_caught(
+    tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = material.ppo_config()
-    state, _ = prepare(tiny_model_dir, lambda trunk: material.count_letter, config)
+    state = prepare(tiny_model_dir, material.count_letter, config)
     experience = rollout(state.trunk, material.prompts(), config, step=0)
     check_boundaries(state.trunk, experience)
     chat = state.trunk.chat
@@ -207,7 +209,7 @@ def test_nothing_is_checked_again_after_the_first_step(tiny_model_dir: Path, tmp
         ppo(
             tiny_model_dir,
             material.prompts(),
-            lambda trunk: material.count_letter,
+            material.count_letter,
             tmp_path,
             material.ppo_config(),
             reporter=material.StopsAfter(2),

@@ -47,7 +47,7 @@ def test_sft_lowers_the_heldout_loss_and_learns_to_stop(tiny_model_dir: Path, tm
 def test_microbatches_and_packing_change_neither_metrics_nor_weights(
     packing: bool, tiny_model_dir: Path, tmp_path: Path
 ) -> None:
-    results: list[tuple[list[dict[str, float]], dict[str, torch.Tensor]]] = []
+    results: list[tuple[list[dict[str, float]], dict[str, torch.nn.Parameter]]] = []
     for name, size, packs in (("one", 4096, False), ("many", 24, packing)):
         compute = ComputeConfig(dtype="float32", device="cpu", microbatch_tokens=size, chunk_tokens=size)
         config = material.sft_config(compute=compute, packing=packs)
@@ -84,7 +84,7 @@ def test_each_epoch_shows_each_demonstration_once() -> None:
     batches = draw_batches(25, config)
     # ceil(10 / 4) = 3 batches an epoch, the last of 2.
     assert [len(batch) for batch in batches] == [4, 4, 2] * 3
-    epochs = [sum(batches[start : start + 3], []) for start in (0, 3, 6)]
+    epochs = [[item for batch in batches[start : start + 3] for item in batch] for start in (0, 3, 6)]
     assert len(set(epochs[0])) == 10
     assert set(epochs[0]) == set(epochs[1]) == set(epochs[2])
     assert epochs[0] != epochs[1], "a fresh order; equal by chance 1 in 10!"

@@ -72,7 +72,9 @@ def test_errors_of_a_mixed_case_are_those_worked_out_by_hand() -> None:
     assert found["brier"] == pytest.approx(0.1875, rel=1e-12)
     assert found["nll"] == pytest.approx(-(3 * math.log(0.75) + math.log(0.25)) / 4, rel=1e-12)
     # Labels 1, 1, 0, 0: right half of the time, off by 1/4.
-    assert calibration(np.full(4, math.log(3.0)), np.array([1.0, 1.0, 0.0, 0.0]))["ece"] == pytest.approx(0.25, rel=1e-9)
+    assert calibration(np.full(4, math.log(3.0)), np.array([1.0, 1.0, 0.0, 0.0]))["ece"] == pytest.approx(
+        0.25, rel=1e-9
+    )
 
 
 def test_soft_labels_count_as_they_are() -> None:

@@ -34,7 +34,9 @@ def test_a_reward_that_raises_names_the_prompt_at_fault() -> None:
     def reward(prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float]:
         return [1 / (len(completion.message.content) - 4) for completion in completions]
 
-    with pytest.raises(RewardError, match=r"ZeroDivisionError: division by zero, for prompt \"prompt 'second'\"") as caught:
+    with pytest.raises(
+        RewardError, match=r"ZeroDivisionError: division by zero, for prompt \"prompt 'second'\""
+    ) as caught:
         checked_scores(reward, PROMPTS, COMPLETIONS)
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
@@ -73,7 +75,7 @@ def test_an_error_that_harken_explains_passes_as_it_is() -> None:
     def reward(prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float]:
         raise DataError("prompt 7 is too long")
 
-    with pytest.raises(DataError, match="^prompt 7 is too long$"):
+    with pytest.raises(DataError, match=r"^prompt 7 is too long$"):
         checked_scores(reward, PROMPTS, COMPLETIONS)
 
 

@@ -7,7 +7,6 @@ from harken.config.preferences import PreferencesConfig
 from harken.config.recipe import (
     RECIPES,
     CollectConfig,
-    PromptsConfig,
     RecipeConfig,
     load_recipe,
 )
@@ -39,7 +38,6 @@ __all__ = [
     "PpoConfig",
     "PpoLossConfig",
     "PreferencesConfig",
-    "PromptsConfig",
     "RecipeConfig",
     "RewardConfig",
     "SamplingConfig",

@@ -27,5 +27,9 @@ class PreferencesConfig(Config):
     """Share of the texts kept out of all training."""
     soft_labels: bool = True
     """Label = share of rater pairs that prefer the chosen text; off: label 1."""
+    prefix_words: Count = 3
+    """A prompt made from a rated text is its first so many words; the policy writes the rest."""
+    min_words: Count = 8
+    """Texts of fewer words make no prompt."""
     seed: int = 0
     """Decides the split and the pairing."""

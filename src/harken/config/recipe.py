@@ -9,7 +9,7 @@ from harken.config.ppo import PpoConfig
 from harken.config.preferences import PreferencesConfig
 from harken.config.reward import RewardConfig
 from harken.config.sft import SftConfig
-from harken.config.shared import ChatConfig, ComputeConfig, Count
+from harken.config.shared import ChatConfig, ComputeConfig
 from harken.errors import ConfigError
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -23,15 +23,6 @@ class CollectConfig(Config):
     path: str = "reviews:movie"
     """A file or folder, or `reviews:movie`, `reviews:amazon`, `reviews:nyt`, `reviews:tweets`: real ratings that
     Harken fetches by itself."""
-
-
-class PromptsConfig(Config):
-    """How prompts are made from the rated texts."""
-
-    prefix_words: Count = 3
-    """A prompt is the first so many words of a text; the policy writes the rest."""
-    min_words: Count = 8
-    """Shorter texts make no prompt."""
 
 
 class RecipeConfig(Config):
@@ -52,9 +43,7 @@ class RecipeConfig(Config):
     collect: CollectConfig = CollectConfig()
     """Where the judgments come from."""
     preferences: PreferencesConfig = PreferencesConfig()
-    """Judgments to pairs."""
-    prompts: PromptsConfig = PromptsConfig()
-    """Rated texts to prompts."""
+    """Judgments to pairs, demonstrations and prompts."""
     sft: SftConfig = SftConfig()
     """Base model to SFT model."""
     reward: RewardConfig = RewardConfig()

@@ -16,6 +16,9 @@ from harken.core.masking import true_rows
 LogitsFn = Callable[[Tensor], Tensor]
 """Output layer of a model: states (N, H) to logits (N, V)."""
 
+BLOCK = 128
+"""Tokens whose mass is added up together when a token is drawn."""
+
 
 class TokenLogprobs(NamedTuple):
     """Per-token results at each token's own index.
@@ -165,18 +168,30 @@ def inverse_cdf_sample(logprobs_NV: Tensor, uniforms_N: Tensor) -> Tensor:
         raise ValueError(f"{tuple(uniforms_N.shape)} uniforms, {logprobs_NV.shape[0]} rows")
     if bool(((uniforms_N < 0) | (uniforms_N >= 1)).any()):
         raise ValueError("uniforms outside [0, 1)")
-    mass = logprobs_NV.double().exp()
-    cumulative = mass.cumsum(dim=-1)
-    total = cumulative[:, -1:]
-    is_sound = ((total > 0) & total.isfinite()).squeeze(1)
+    # First the block, then the token in it: only block sums need fp64 over the whole vocabulary.
+    mass = torch.nn.functional.pad(logprobs_NV.exp(), (0, -logprobs_NV.shape[1] % BLOCK))
+    blocks = mass.unflatten(1, (-1, BLOCK))
+    block_mass = blocks.sum(dim=-1, dtype=torch.float64)
+    total = block_mass.sum(dim=-1)
+    is_sound = (total > 0) & total.isfinite()
     if not bool(is_sound.all()):
         rows = true_rows(~is_sound)
         raise ValueError(f"rows {rows} hold NaN, +inf or no mass; the model diverged")
-    has_mass = mass > 0
-    is_past = has_mass & (cumulative > uniforms_N.double()[:, None] * total)
-    last_with_mass = mass.shape[-1] - 1 - has_mass.flip(-1).int().argmax(dim=-1)
-    # uniform * total may round up to total, which no cumulative mass exceeds.
-    return torch.where(is_past.any(dim=-1), is_past.int().argmax(dim=-1), last_with_mass)
+    target = uniforms_N.double() * total
+    block, before = _first_past(block_mass, target)
+    inside = blocks[torch.arange(len(block), device=block.device), block].double()
+    return block * BLOCK + _first_past(inside, target - before)[0]
+
+
+def _first_past(mass_NK: Tensor, target_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Index (N,) of the first entry whose cumulative mass exceeds the target, and the mass (N,) before it."""
+    cumulative = mass_NK.cumsum(dim=-1)
+    has_mass = mass_NK > 0
+    is_past = has_mass & (cumulative > target_N[:, None])
+    last_with_mass = mass_NK.shape[-1] - 1 - has_mass.flip(-1).int().argmax(dim=-1)
+    # The target may round up to the total, which no cumulative mass exceeds.
+    index = torch.where(is_past.any(dim=-1), is_past.int().argmax(dim=-1), last_with_mass)
+    return index, (cumulative - mass_NK).gather(1, index[:, None]).squeeze(1)
 
 
 def _check_temperature(temperature: float) -> None:

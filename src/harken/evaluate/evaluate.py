@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from harken.artifacts import write_json, write_text
+from harken.artifacts import read_json, write_json, write_text
 from harken.config import EvaluateConfig
 from harken.estimates import Estimate, bootstrap_mean, paired_difference, win_rate
 from harken.evaluate.text import distinct_n, repetition
@@ -50,44 +50,54 @@ def evaluate(
         reporter: shows progress.
     """
     config = config or EvaluateConfig()
-    run = Run(out, "evaluate", config, {"model": model, "against": against, "prompts": data})
+    inputs = {"model": model, "against": against, "prompts": data, "judges": ", ".join(judges)}
+    run = Run(out, "evaluate", config, inputs)
     if run.finished:
-        return json.loads((out / "evaluation.json").read_text())
+        return read_json(out / "evaluation.json")
     prompts = list(prompts)[: config.max_prompts]
     sides: dict[str, Side] = {}
     for name, source in (("policy", model), ("against", against)):
         trunk = Trunk(load_model(source, compute=config.compute, chat=config.chat, notify=reporter.say))
         sides[name] = Side(trunk, prompts, config, reporter, name)
-    reference = sides["against"].trunk
+    scores = {judge: {name: side.scores(reward) for name, side in sides.items()} for judge, reward in judges.items()}
+    result = compare(sides["policy"], sides["against"], scores, config)
+    write_json(out / "evaluation.json", result)
+    write_text(out / "samples.jsonl", "".join(_sample_lines(prompts, sides, scores)))
+    run.finish()
+    return result
+
+
+Scores = dict[str, dict[str, list[list[float]]]]
+"""Judge -> side -> scores by prompt."""
+
+
+def compare(policy: "Side", against: "Side", scores: Scores, config: EvaluateConfig) -> dict[str, Any]:
+    """Return the evaluation that evaluation.json holds: both sides, their differences, win rates."""
+    options: Any = {"resamples": config.bootstrap_resamples, "seed": config.seed}
+    sides = {"policy": policy, "against": against}
     result: dict[str, Any] = {
-        "num_prompts": len(prompts),
-        "completions_per_prompt": config.completions_per_prompt,
+        "num_prompts": len(policy.prompts) // policy.n,
+        "completions_per_prompt": policy.n,
         "sampling": config.sampling.model_dump(),
         "finish_reasons": {name: side.finish_reasons() for name, side in sides.items()},
         "difference": {},
         "win_rate": {},
     }
+    by_prompt = {"reward_score" if judge == "reward" else judge: found for judge, found in scores.items()}
+    by_prompt["length_tokens"] = {name: side.lengths() for name, side in sides.items()}
+    by_prompt["repetition"] = {name: side.repetition() for name, side in sides.items()}
     for name, side in sides.items():
-        result[name] = {key: estimate.as_dict() for key, estimate in side.text_metrics(config).items()}
-        result[name]["perplexity_reference"] = _plain(side.perplexity(reference, config))
-    result["policy"]["kl_sequence"] = sides["policy"].kl(reference, config).as_dict()
-    scores: dict[str, dict[str, list[list[float]]]] = {}
-    for judge, reward in judges.items():
-        key = "reward_score" if judge == "reward" else judge
-        scores[judge] = {name: side.scores(reward) for name, side in sides.items()}
-        policy, base = scores[judge]["policy"], scores[judge]["against"]
-        options = {"resamples": config.bootstrap_resamples, "seed": config.seed}
-        result["policy"][key] = bootstrap_mean(policy, **options).as_dict()
-        result["against"][key] = bootstrap_mean(base, **options).as_dict()
-        result["difference"][key] = paired_difference(policy, base, **options).as_dict()
-        result["win_rate"][judge] = win_rate(policy, base, **options).as_dict()
-    lengths = [side.lengths() for side in sides.values()]
-    result["difference"]["length_tokens"] = paired_difference(
-        *lengths, resamples=config.bootstrap_resamples, seed=config.seed
-    ).as_dict()
-    write_json(out / "evaluation.json", result)
-    write_text(out / "samples.jsonl", "".join(_sample_lines(prompts, sides, scores)))
-    run.finish()
+        result[name] = {
+            **{metric: bootstrap_mean(found[name], **options).as_dict() for metric, found in by_prompt.items()},
+            # Of all texts together, so there is nothing to resample.
+            **{f"distinct_{n}": _plain(distinct_n(side.texts(), n)) for n in (1, 2, 3)},
+            "perplexity_reference": _plain(side.perplexity(against.trunk, config)),
+        }
+    result["policy"]["kl_sequence"] = bootstrap_mean(policy.kl(against.trunk, config), **options).as_dict()
+    for metric, found in by_prompt.items():
+        result["difference"][metric] = paired_difference(found["policy"], found["against"], **options).as_dict()
+    for judge, found in scores.items():
+        result["win_rate"][judge] = win_rate(found["policy"], found["against"], **options).as_dict()
     return result
 
 
@@ -149,16 +159,13 @@ class Side:
         counts = Counter(completion.finish_reason for completion in self.completions)
         return {reason: counts[reason] / len(self.completions) for reason in ("stop", "length")}
 
-    def text_metrics(self, config: EvaluateConfig) -> dict[str, Estimate]:
-        """Return length, diversity and repetition; distinct-n is of all texts together and has no interval."""
-        texts = [completion.message.content for completion in self.completions]
-        options = {"resamples": config.bootstrap_resamples, "seed": config.seed}
-        metrics = {f"distinct_{n}": Estimate(distinct_n(texts, n), None, None) for n in (1, 2, 3)}
-        return {
-            "length_tokens": bootstrap_mean(self.lengths(), **options),
-            **metrics,
-            "repetition": bootstrap_mean(self._by_prompt([repetition([text]) for text in texts]), **options),
-        }
+    def texts(self) -> list[str]:
+        """Return the completions' texts."""
+        return [completion.message.content for completion in self.completions]
+
+    def repetition(self) -> list[list[float]]:
+        """Return each completion's share of repeated 4-grams, by prompt."""
+        return self._by_prompt([repetition([text]) for text in self.texts()])
 
     def logprobs(self, trunk: Trunk, config: EvaluateConfig) -> torch.Tensor:
         """Return (B, S) log-probabilities of the completion tokens under a model."""
@@ -176,14 +183,10 @@ class Side:
 
         return by_microbatch(batch, read, max_tokens=4 * settings.microbatch_tokens).cpu()
 
-    def kl(self, reference: Trunk, config: EvaluateConfig) -> Estimate:
-        """Return the sequence KL to the reference in nats: mean over samples of log pi - log pi_ref, summed (k1)."""
+    def kl(self, reference: Trunk, config: EvaluateConfig) -> list[list[float]]:
+        """Return log pi - log pi_ref of each completion (k1, nats) by prompt; its mean is the sequence KL."""
         own, theirs = self.logprobs(self.trunk, config), self.logprobs(reference, config)
-        return bootstrap_mean(
-            self._by_prompt((own - theirs).sum(1).tolist()),
-            resamples=config.bootstrap_resamples,
-            seed=config.seed,
-        )
+        return self._by_prompt((own - theirs).sum(1).tolist())
 
     def perplexity(self, reference: Trunk, config: EvaluateConfig) -> float:
         """Return exp of the mean negative log-probability per completion token under the reference."""

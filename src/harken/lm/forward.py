@@ -60,17 +60,17 @@ def by_microbatch(batch: Batch, compute: Callable[[Batch], Tensor], *, max_token
 
     Args:
         batch: all rows.
-        compute: maps a microbatch to (b, s) or (b,) values.
+        compute: maps a microbatch to (b, s, ...) or (b,) values.
         max_tokens: upper bound of rows x padded length in a microbatch.
 
-    Returns: (B, S) or (B,), 0 beyond a microbatch's width.
+    Returns: (B, S, ...) or (B,), 0 beyond a microbatch's width.
     """
     result: Tensor | None = None
     for rows in microbatches(batch.lengths.tolist(), max_tokens):
         part = compute(batch.select(rows))
         if result is None:
-            shape = (batch.num_rows, batch.ids.shape[1])[: part.dim()]
-            result = part.new_zeros(shape)
+            sizes = (batch.num_rows, batch.ids.shape[1], *part.shape[2:])
+            result = part.new_zeros(sizes if part.dim() > 1 else sizes[:1])
         index = torch.tensor(rows, device=part.device)
         if part.dim() == 1:
             result[index] = part

@@ -12,7 +12,7 @@ no role at all: the base with all adapters off.
 import copy
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -97,7 +97,9 @@ class Role:
     lora: LoraConfig | None = None
     head: nn.Linear | None = None
     """States (N, H) fp32 to scalars (N, 1)."""
-    extra: dict[str, float] = field(default_factory=dict[str, float])
+    gain: float = 1.0
+    """What the head reads is in units of `gain * scalar + bias`."""
+    bias: float = 0.0
 
 
 class Trunk:

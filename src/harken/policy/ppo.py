@@ -5,15 +5,14 @@ The whole algorithm reads top to bottom here: `ppo` is the loop, `update` one st
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from harken.config import AdaptiveKl, PpoConfig
+from harken.config import AdaptiveKl, FullConfig, LoraConfig, PpoConfig
 from harken.core.advantages import gae, scale_to_unit_std, whiten
 from harken.core.kl import adaptive_kl_coef, kl_k1, kl_k3
 from harken.core.policy_loss import entropy_bonus, ppo_policy_loss
@@ -30,12 +29,9 @@ from harken.policy.rollout import CRITIC, POLICY, Rollout, rollout, score
 from harken.policy.selftest import check_first_rollout, check_first_update, check_output_layer
 from harken.policy.sft import save_policy
 from harken.progress import QUIET, Reporter
-from harken.protocols import Reward
+from harken.protocols import Reward, SharesBase
 from harken.records import Prompt
 from harken.runs import Run, Timer, derive_seed
-
-RewardMaker = Callable[[Trunk], Reward]
-"""Makes the reward once the base is in memory, so that a reward model can share it."""
 
 
 @dataclass
@@ -50,11 +46,11 @@ class PpoState:
 def ppo(
     model: str | Path,
     prompts: Sequence[Prompt],
-    make_reward: RewardMaker,
+    reward: Reward,
     out: Path,
     config: PpoConfig | None = None,
     *,
-    inputs: dict[str, Path | str] | None = None,
+    inputs: Mapping[str, Path | str] | None = None,
     reporter: Reporter = QUIET,
 ) -> Path:
     """Train a policy on a reward and return the folder of the trained model.
@@ -62,7 +58,7 @@ def ppo(
     Args:
         model: where policy and reference start: folder, Hugging Face id, or `smollm2`.
         prompts: drawn without replacement, in a fresh order each pass.
-        make_reward: called once with the trunk; returns any callable that scores completions.
+        reward: any callable that scores completions; a reward model on the same base shares it.
         out: run folder; a stopped run goes on, a finished one is returned as it is.
         config: settings; the defaults are recommended ones.
         inputs: names and paths of prompts and reward, for the manifest.
@@ -79,7 +75,7 @@ def ppo(
         return out / "model"
     if not prompts:
         raise DataError("no prompts; give at least one")
-    state, reward = prepare(model, make_reward, config, reporter)
+    state = prepare(model, reward, config, reporter)
     trunk = state.trunk
     if run.checkpoint_folder:
         state.kl_coef = load_training(run.checkpoint_folder, trunk, state.optimizers)["kl_coef"]
@@ -110,23 +106,24 @@ def ppo(
     return folder
 
 
-def prepare(
-    model: str | Path, make_reward: RewardMaker, config: PpoConfig, reporter: Reporter = QUIET
-) -> tuple[PpoState, Reward]:
+def prepare(model: str | Path, reward: Reward, config: PpoConfig, reporter: Reporter = QUIET) -> PpoState:
     """Put base, policy, critic and reward into memory and run the first self-test.
 
     The critic starts as the reward model when that lives on the same base (arXiv:2203.02155), else from a random head.
     """
     trunk = Trunk(load_model(model, compute=config.compute, chat=config.chat, notify=reporter.say))
     trunk.add_role(POLICY, config.tune, seed=derive_seed(config.seed, POLICY))
-    reward = make_reward(trunk)
-    tune = config.tune
-    source = trunk.roles.get("reward")
-    if source is not None and source.lora is not None:
-        tune = source.lora
-    trunk.add_role(CRITIC, tune, seed=derive_seed(config.seed, CRITIC), head=True)
-    if source is not None and source.lora is not None:
-        copy_reward_to_critic(trunk, reward)
+    if isinstance(config.tune, FullConfig):
+        # Copies of the base are made before any reward model puts its adapters on it.
+        trunk.add_role(CRITIC, config.tune, seed=derive_seed(config.seed, CRITIC), head=True)
+    if isinstance(reward, SharesBase):
+        reward.attach(trunk)
+    if isinstance(config.tune, LoraConfig):
+        scorer = trunk.roles.get("reward")
+        tune = config.tune if scorer is None or scorer.lora is None else scorer.lora
+        trunk.add_role(CRITIC, tune, seed=derive_seed(config.seed, CRITIC), head=True)
+        if scorer is not None and scorer.lora is not None:
+            copy_reward_to_critic(trunk)
     check_output_layer(trunk)
     rollouts = config.prompts_per_step * config.completions_per_prompt
     updates = config.steps * config.epochs * -(-rollouts // config.minibatch_size)
@@ -134,15 +131,14 @@ def prepare(
         POLICY: Optimizer(trunk.parameters(POLICY), config.policy_optimizer, updates),
         CRITIC: Optimizer(trunk.parameters(CRITIC), config.critic_optimizer, updates),
     }
-    return PpoState(trunk, optimizers, config.kl.coef), reward
+    return PpoState(trunk, optimizers, config.kl.coef)
 
 
-def copy_reward_to_critic(trunk: Trunk, reward: Any) -> None:
+def copy_reward_to_critic(trunk: Trunk) -> None:
     """Start the critic as the reward model, its head rescaled so that it predicts normalized scores."""
-    tensors = trunk.state("reward")
-    gain, bias = getattr(reward, "gain", 1.0), getattr(reward, "bias", 0.0)
-    tensors["head.weight"] = tensors["head.weight"] * gain
-    tensors["head.bias"] = tensors["head.bias"] * gain + bias
+    tensors, scorer = trunk.state("reward"), trunk.roles["reward"]
+    tensors["head.weight"] = tensors["head.weight"] * scorer.gain
+    tensors["head.bias"] = tensors["head.bias"] * scorer.gain + scorer.bias
     trunk.load_state(CRITIC, tensors)
 
 

@@ -1,6 +1,6 @@
 """One PPO step's experience: `rollout` samples and reads it, `score` asks the reward."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -69,8 +69,7 @@ def rollout(trunk: Trunk, prompts: Sequence[Prompt], config: PpoConfig, *, step:
     seeds = completion_seeds(len(asked), config.seed, "rollout", step)
     settings = SamplingSettings(**config.sampling.model_dump())
     drawn = sample(trunk, POLICY, ids, settings, seeds=seeds, n=n, batch_size=config.sampling_batch_size)
-    sequences = [Tokens(ids[row // n], item.token_ids) for row, item in enumerate(drawn)]
-    batch = pad(sequences, trunk.device)
+    batch = pad([Tokens(ids[row // n], item.token_ids) for row, item in enumerate(drawn)], trunk.device)
     completions = [
         Completion(
             id=content_id(prompt.id, step, seed),
@@ -87,31 +86,39 @@ def rollout(trunk: Trunk, prompts: Sequence[Prompt], config: PpoConfig, *, step:
     sampler_logprobs = torch.zeros(batch.ids.shape, device=trunk.device)
     flat = [value for item in drawn for value in item.logprobs]
     sampler_logprobs[batch.completion_mask] = torch.tensor(flat, device=trunk.device)
-    temperature, chunk = config.sampling.temperature, config.compute.chunk_tokens
     # Nothing is kept for a backward pass here, so four times the rows fit.
     room = 4 * config.compute.microbatch_tokens
-    entropies: list[float] = []
-
-    def policy_logprobs(part: Batch) -> Tensor:
-        read = completion_logprobs(trunk, POLICY, part, temperature=temperature, chunk_tokens=chunk, with_entropy=True)
-        assert read.entropy is not None, "asked for above"
-        entropies.append(float(read.entropy.sum()))
-        return read.logprobs
-
-    def ref_logprobs(part: Batch) -> Tensor:
-        return completion_logprobs(trunk, None, part, temperature=temperature, chunk_tokens=chunk).logprobs
-
+    old = by_microbatch(batch, _reader(trunk, POLICY, config), max_tokens=room)
+    ref = by_microbatch(batch, _reader(trunk, None, config), max_tokens=room)
     return Rollout(
         prompts=asked,
         completions=completions,
         batch=batch,
         sampler_logprobs=sampler_logprobs,
-        old_logprobs=by_microbatch(batch, policy_logprobs, max_tokens=room),
-        ref_logprobs=by_microbatch(batch, ref_logprobs, max_tokens=room),
+        old_logprobs=old[..., 0],
+        ref_logprobs=ref[..., 0],
         values=by_microbatch(batch, lambda part: completion_values(trunk, CRITIC, part), max_tokens=room),
-        entropy=sum(entropies) / float(batch.completion_mask.sum()),
+        entropy=float(old[..., 1].sum() / batch.completion_mask.sum()),
         stopped=torch.tensor([item.finish_reason == "stop" for item in drawn], device=trunk.device),
     )
+
+
+def _reader(trunk: Trunk, role: str | None, config: PpoConfig) -> Callable[[Batch], Tensor]:
+    """Return a function from a batch to (B, S, 2): log-probability and, for the policy, entropy of each token."""
+
+    def read(part: Batch) -> Tensor:
+        found = completion_logprobs(
+            trunk,
+            role,
+            part,
+            temperature=config.sampling.temperature,
+            chunk_tokens=config.compute.chunk_tokens,
+            with_entropy=role is not None,
+        )
+        entropy = torch.zeros_like(found.logprobs) if found.entropy is None else found.entropy
+        return torch.stack([found.logprobs, entropy], dim=-1)
+
+    return read
 
 
 def score(experience: Rollout, reward: Reward) -> Tensor:

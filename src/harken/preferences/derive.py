@@ -1,9 +1,11 @@
 """Rated completions -> what training starts from: demonstrations to imitate, and prompts to answer."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
-from harken.config.recipe import PromptsConfig
-from harken.records import Demonstration, Message, Prompt, RatedCompletion, content_id
+from harken.artifacts import write_records
+from harken.config.preferences import PreferencesConfig
+from harken.records import Demonstration, Message, PreferencePair, Prompt, RatedCompletion, Split, content_id
 
 
 def demonstrations_from(rated: Iterable[RatedCompletion]) -> list[Demonstration]:
@@ -20,14 +22,14 @@ def demonstrations_from(rated: Iterable[RatedCompletion]) -> list[Demonstration]
     ]
 
 
-def beginnings(rated: Iterable[RatedCompletion], config: PromptsConfig) -> list[tuple[Prompt, str]]:
+def beginnings(rated: Iterable[RatedCompletion], config: PreferencesConfig) -> list[tuple[Prompt, Split]]:
     """Return (prompt, split) for each distinct beginning of a text.
 
     A prompt is the text's own prompt plus its first `prefix_words` words as the beginning of the assistant's message,
     which the completion continues. Texts of fewer than `min_words` words make none. A beginning that occurs on both
     sides of the split is left out of training.
     """
-    found: dict[str, tuple[Prompt, str]] = {}
+    found: dict[str, tuple[Prompt, Split]] = {}
     for item in rated:
         words = item.completion.message.content.split()
         if len(words) < max(config.min_words, config.prefix_words + 1):
@@ -38,3 +40,24 @@ def beginnings(rated: Iterable[RatedCompletion], config: PromptsConfig) -> list[
         if name not in found or item.split == "heldout":
             found[name] = (prompt, item.split)
     return list(found.values())
+
+
+def write_training_data(
+    pairs: Sequence[PreferencePair],
+    rated: Sequence[RatedCompletion],
+    files: Mapping[str, Path],
+    config: PreferencesConfig,
+    *,
+    parents: Mapping[str, str],
+) -> None:
+    """Write what is wanted of `pairs`, `demonstrations`, `train_prompts` and `heldout_prompts`, each to its file."""
+    prompts = beginnings(rated, config)
+    records: dict[str, tuple[str, Sequence[PreferencePair] | Sequence[Demonstration] | Sequence[Prompt]]] = {
+        "pairs": ("pairs", pairs),
+        "demonstrations": ("demonstrations", demonstrations_from(rated)),
+        "train_prompts": ("prompts", [prompt for prompt, split in prompts if split == "train"]),
+        "heldout_prompts": ("prompts", [prompt for prompt, split in prompts if split == "heldout"]),
+    }
+    for name, path in files.items():
+        kind, found = records[name]
+        write_records(path, found, kind=kind, parents=parents, seeds={"seed": config.seed})

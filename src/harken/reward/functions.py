@@ -11,10 +11,9 @@ from typing import Any
 from harken.config import ComputeConfig
 from harken.errors import RewardError, UsageError
 from harken.lm.load import Notify, ignore
-from harken.lm.trunk import Trunk
-from harken.protocols import Reward, checked_scores
+from harken.protocols import Reward, SharesBase, checked_scores
 from harken.records import Completion, Prompt
-from harken.reward.model import load_reward_model
+from harken.reward.model import StoredRewardModel
 
 HTTP_TIMEOUT_S = 60.0
 
@@ -59,9 +58,7 @@ class HttpReward:
             "prompts": [prompt.model_dump(mode="json") for prompt in prompts],
             "completions": [completion.model_dump(mode="json") for completion in completions],
         }
-        request = urllib.request.Request(
-            self.url, json.dumps(body).encode(), {"Content-Type": "application/json"}
-        )
+        request = urllib.request.Request(self.url, json.dumps(body).encode(), {"Content-Type": "application/json"})
         try:
             with urllib.request.urlopen(request, timeout=HTTP_TIMEOUT_S) as answer:
                 return list(json.load(answer)["scores"])
@@ -76,6 +73,12 @@ class WeightedSum:
         """Take (weight, reward) pairs."""
         self.parts = parts
 
+    def attach(self, trunk: Any) -> None:
+        """Offer a base in memory to each part."""
+        for _, reward in self.parts:
+            if isinstance(reward, SharesBase):
+                reward.attach(trunk)
+
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float]:
         """Return the weighted sum of the parts' scores."""
         totals = [0.0] * len(completions)
@@ -88,7 +91,6 @@ class WeightedSum:
 def load_reward(
     specs: str | Sequence[str],
     *,
-    trunk: Trunk | None = None,
     compute: ComputeConfig | None = None,
     notify: Notify = ignore,
 ) -> Reward:
@@ -97,7 +99,6 @@ def load_reward(
     Args:
         specs: a reward model folder, `file.py:function`, `lexicon`, or an http(s) address; several are added up, each
             with a weight in front: `0.7*out/reward/model`.
-        trunk: a base in memory that a reward model may share.
         compute: device and precision for a base that has to be loaded.
         notify: told in one line what was assumed.
 
@@ -112,13 +113,13 @@ def load_reward(
             factor, spec = (float(weight), rest) if star else (1.0, name)
         except ValueError as error:
             raise UsageError(f"--reward {name}: expected WEIGHT*REWARD, for example 0.5*lexicon") from error
-        parts.append((factor, _load_one(spec, trunk, compute, notify)))
+        parts.append((factor, _load_one(spec, compute, notify)))
     if len(parts) == 1 and parts[0][0] == 1.0:
         return parts[0][1]
     return WeightedSum(parts)
 
 
-def _load_one(spec: str, trunk: Trunk | None, compute: ComputeConfig | None, notify: Notify) -> Reward:
+def _load_one(spec: str, compute: ComputeConfig | None, notify: Notify) -> Reward:
     if spec == "lexicon":
         return Lexicon()
     if spec.startswith(("http://", "https://")):
@@ -130,7 +131,7 @@ def _load_one(spec: str, trunk: Trunk | None, compute: ComputeConfig | None, not
     if folder.is_dir():
         inner = folder / "model"
         found = folder if (folder / "reward.json").exists() else inner
-        return load_reward_model(found, compute=compute, trunk=trunk, notify=notify)
+        return StoredRewardModel(found, compute=compute, notify=notify)
     raise UsageError(
         f"--reward {spec}: no such folder; give a reward model folder, file.py:function, lexicon, or an http(s) address"
     )

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from harken.artifacts import read_json, verify, write_folder_manifest, write_json
-from harken.config import ChatConfig, ComputeConfig, LoraConfig
+from harken.config import ComputeConfig, LoraConfig
 from harken.errors import DataError
 from harken.lm.batch import Tokens, pad
 from harken.lm.chat import Chat
@@ -26,40 +26,40 @@ class RewardModel:
     """A role with a scalar head on a base, callable as a reward.
 
     It reads text, not token ids: a completion is rendered and encoded as in reward training, so any policy with any
-    tokenizer can be scored. A completion that stopped is closed by the end token; one that was cut off is not.
+    tokenizer can be scored. Every completion is closed by the end token, also one that was cut off: in training the
+    score was read there, and anywhere else it means nothing (PPO found that out, and stopped stopping). Being cut off
+    is punished on its own, by PPO's stop penalty.
     """
 
-    def __init__(
-        self, trunk: Trunk, compute: ComputeConfig, *, chat: Chat | None = None, gain: float = 1.0, bias: float = 0.0
-    ) -> None:
-        """Use the role `reward` of a trunk; `gain * score + bias` is what comes out.
+    def __init__(self, trunk: Trunk, compute: ComputeConfig, *, role: str = ROLE, chat: Chat | None = None) -> None:
+        """Use a role of a trunk that has a head; the role's gain and bias normalize its scores.
 
         Args:
-            trunk: holds the role `reward`.
+            trunk: holds the role.
             compute: sizes of the forward passes.
+            role: its name; a second reward model on the same trunk has another.
             chat: renders as in reward training; the trunk's own by default.
-            gain: spread of normalized scores over that of raw ones.
-            bias: added after that.
         """
         self.trunk = trunk
+        self.role = role
         self.chat = chat or trunk.chat
         self.compute = compute
-        self.gain, self.bias = gain, bias
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float]:
         """Return one normalized score per completion."""
         sequences = [
-            self.encode(prompt, completion.message.content, stopped=completion.finish_reason != "length")
+            self.encode(prompt, completion.message.content)
             for prompt, completion in zip(prompts, completions, strict=True)
         ]
-        return (self.gain * self.score_tokens(sequences) + self.bias).tolist()
+        own = self.trunk.roles[self.role]
+        return (own.gain * self.score_tokens(sequences) + own.bias).tolist()
 
-    def encode(self, prompt: Prompt, completion: str, *, stopped: bool = True) -> Tokens:
+    def encode(self, prompt: Prompt, completion: str) -> Tokens:
         """Return the token ids of a prompt and its completion."""
         limit = self.trunk.context_length
         tokens = Tokens(
             self.chat.encode_prompt(prompt, max_length=limit),
-            self.chat.encode_completion(completion, stopped=stopped),
+            self.chat.encode_completion(completion),
         )
         if tokens.size > limit:
             raise DataError(
@@ -74,18 +74,18 @@ class RewardModel:
         batch = pad(sequences, self.trunk.device)
         return by_microbatch(
             batch,
-            lambda part: sequence_scores(self.trunk, ROLE, part),
+            lambda part: sequence_scores(self.trunk, self.role, part),
             max_tokens=4 * self.compute.microbatch_tokens,
         ).cpu()
 
     def save(self, folder: Path, info: dict[str, Any], parents: dict[str, str]) -> None:
         """Write adapter (or full weights), head and normalization; the folder is what `--reward` takes."""
         folder.mkdir(parents=True, exist_ok=True)
-        role = self.trunk.roles[ROLE]
+        role = self.trunk.roles[self.role]
         base = Path(self.trunk.source)
         settings: dict[str, Any] = {
-            "gain": self.gain,
-            "bias": self.bias,
+            "gain": role.gain,
+            "bias": role.bias,
             "base": self.trunk.source,
             # A folder is found again when run and base move together.
             "base_relative": os.path.relpath(base, folder) if base.is_dir() else None,
@@ -94,53 +94,79 @@ class RewardModel:
             **info,
         }
         if role.lora is not None:
-            save_adapter(folder, self.trunk, ROLE, self.trunk.source)
+            save_adapter(folder, self.trunk, self.role, self.trunk.source)
         else:
-            save_model(folder, self.trunk, ROLE)
-        head = self.trunk.state(ROLE)
+            save_model(folder, self.trunk, self.role)
+        head = self.trunk.state(self.role)
         save_tensors(folder / "head.safetensors", {name: head[name] for name in ("head.weight", "head.bias")})
         write_json(folder / "reward.json", settings)
         write_folder_manifest(folder, "reward_model", parents=parents)
 
 
-def load_reward_model(
-    folder: Path,
-    *,
-    compute: ComputeConfig | None = None,
-    trunk: Trunk | None = None,
-    notify: Notify = ignore,
-) -> RewardModel:
-    """Load a reward model, onto a trunk that is already in memory where its base is the same.
+class StoredRewardModel:
+    """A reward model folder, loaded on first use: onto a base in memory where that is its own, else with its own."""
 
-    Args:
-        folder: made by `harken reward`.
-        compute: device and precision, where a base has to be loaded.
-        trunk: a base in memory; used when the reward model was trained on it.
-        notify: told in one line what was assumed.
+    def __init__(self, folder: Path, *, compute: ComputeConfig | None = None, notify: Notify = ignore) -> None:
+        """Check the folder; nothing heavy is read yet.
 
-    Raises:
-        DataError: not a reward model folder, damaged, or its base is gone.
-    """
-    if not (folder / "reward.json").exists():
-        raise DataError(f"{folder}: no reward.json in it, so not a reward model; make one with `harken reward`")
-    verify(folder)
-    settings = read_json(folder / "reward.json")
-    compute = compute or ComputeConfig()
-    head = load_tensors(folder / "head.safetensors")
-    if settings["tune"] is None:
-        own = Trunk(load_model(folder, compute=compute, notify=notify))
-        own.add_role(ROLE, None, seed=0, head=True)
-        own.load_state(ROLE, head)
-        return RewardModel(own, compute, gain=settings["gain"], bias=settings["bias"])
-    base = _find_base(folder, settings)
-    if trunk is None or Path(trunk.source).resolve() != Path(base).resolve():
-        trunk = Trunk(load_model(base, compute=compute, chat=ChatConfig(), notify=notify))
-    trunk.add_role(ROLE, LoraConfig.model_validate(settings["tune"]), seed=0, head=True)
-    adapter = load_tensors(folder / "adapter_model.safetensors")
-    tensors = {name.removeprefix("base_model.model.").removesuffix(".weight"): value for name, value in adapter.items()}
-    trunk.load_state(ROLE, {**tensors, **head})
-    chat = _chat_of_training(trunk.chat, settings["chat_template"])
-    return RewardModel(trunk, compute, chat=chat, gain=settings["gain"], bias=settings["bias"])
+        Args:
+            folder: made by `harken reward`.
+            compute: device and precision, where a base has to be loaded.
+            notify: told in one line what was assumed.
+
+        Raises:
+            DataError: not a reward model folder, or changed since it was written.
+        """
+        if not (folder / "reward.json").exists():
+            raise DataError(f"{folder}: no reward.json in it, so not a reward model; make one with `harken reward`")
+        verify(folder)
+        self.folder = folder
+        self._compute = compute or ComputeConfig()
+        self._notify = notify
+        self._loaded: RewardModel | None = None
+
+    def attach(self, trunk: Trunk) -> None:
+        """Load onto a trunk in memory, if it holds the base that the reward model was trained on."""
+        settings = read_json(self.folder / "reward.json")
+        if settings["tune"] is not None and _same_place(trunk.source, _find_base(self.folder, settings)):
+            self._loaded = self._load(trunk)
+
+    def model(self) -> RewardModel:
+        """Return the reward model, loaded now if it was not yet.
+
+        Raises:
+            DataError: damaged, or its base is gone.
+        """
+        self._loaded = self._loaded or self._load(None)
+        return self._loaded
+
+    def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float]:
+        """Return one normalized score per completion."""
+        return self.model()(prompts, completions)
+
+    def _load(self, trunk: Trunk | None) -> RewardModel:
+        settings = read_json(self.folder / "reward.json")
+        tensors = load_tensors(self.folder / "head.safetensors")
+        tune = settings["tune"]
+        if trunk is None:
+            base = str(self.folder) if tune is None else _find_base(self.folder, settings)
+            trunk = Trunk(load_model(base, compute=self._compute, notify=self._notify))
+        names = (ROLE, *(f"{ROLE}_{number}" for number in range(2, 100)))
+        role = next(name for name in names if name not in trunk.roles)
+        trunk.add_role(role, None if tune is None else LoraConfig.model_validate(tune), seed=0, head=True)
+        if tune is not None:
+            adapter = load_tensors(self.folder / "adapter_model.safetensors")
+            tensors |= {
+                name.removeprefix("base_model.model.").removesuffix(".weight"): value for name, value in adapter.items()
+            }
+        trunk.load_state(role, tensors)
+        trunk.roles[role].gain, trunk.roles[role].bias = settings["gain"], settings["bias"]
+        chat = _chat_of_training(trunk.chat, settings["chat_template"])
+        return RewardModel(trunk, self._compute, role=role, chat=chat)
+
+
+def _same_place(first: str, second: str) -> bool:
+    return Path(first).resolve() == Path(second).resolve()
 
 
 def _chat_of_training(chat: Chat, template: str) -> Chat:

@@ -92,9 +92,10 @@ def train_reward(
             run.save_checkpoint(step + 1, lambda folder: save_training(folder, trunk, {ROLE: optimizer}, {}))
     num_samples = normalize(reward, list(prompts) or unique_prompts(pairs), config)
     evaluation: dict[str, Any] = examine(reward, heldout, heldout_encoded) if heldout else {"num_pairs": 0}
+    own = trunk.roles[ROLE]
     evaluation["normalization"] = {
-        "gain": reward.gain,
-        "bias": reward.bias,
+        "gain": own.gain,
+        "bias": own.bias,
         "num_samples": num_samples,
     }
     write_json(out / "evaluation.json", evaluation)
@@ -198,13 +199,9 @@ def normalize(reward: RewardModel, prompts: Sequence[Prompt], config: RewardConf
     seeds = completion_seeds(count, config.seed, "normalize")
     drawn = sample(trunk, None, ids, settings, seeds=seeds)
     sequences = [
-        reward.encode(
-            prompt,
-            trunk.chat.decode_completion(item.token_ids),
-            stopped=item.finish_reason == "stop",
-        )
+        reward.encode(prompt, trunk.chat.decode_completion(item.token_ids))
         for prompt, item in zip(asked, drawn, strict=True)
     ]
     gain, bias = fit_score_normalization(reward.score_tokens(sequences))
-    reward.gain, reward.bias = float(gain), float(bias)
+    trunk.roles[ROLE].gain, trunk.roles[ROLE].bias = float(gain), float(bias)
     return count
