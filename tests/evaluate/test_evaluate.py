@@ -17,6 +17,7 @@ from harken.evaluate.text import distinct_n
 from harken.lm.load import load_model
 from harken.policy.sft import sft
 from harken.records import Completion, Prompt
+from harken.runs import Run
 from tests.policy import material
 
 
@@ -141,15 +142,22 @@ def test_a_finished_evaluation_is_returned_as_it_is(tiny_model_dir: Path, tmp_pa
         evaluate(tiny_model_dir, tiny_model_dir, prompts, {"length": _length}, tmp_path, _config(seed=1))
 
 
-def test_an_evaluation_that_was_stopped_ends_the_same(tiny_model_dir: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("moment", ["scoring", "marking it finished"])
+def test_an_evaluation_that_was_stopped_ends_the_same(
+    moment: str, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     prompts = material.prompts(3)
     evaluate(tiny_model_dir, tiny_model_dir, prompts, {"length": _length}, tmp_path / "whole", _config())
 
     def stops(*arguments: object) -> list[float]:
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        evaluate(tiny_model_dir, tiny_model_dir, prompts, {"length": stops}, tmp_path / "halves", _config())
+    judge = stops if moment == "scoring" else _length
+    with monkeypatch.context() as patch:
+        if moment != "scoring":
+            patch.setattr(Run, "finish", stops)  # evaluation.json and samples.jsonl are there by then
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(tiny_model_dir, tiny_model_dir, prompts, {"length": judge}, tmp_path / "halves", _config())
     evaluate(tiny_model_dir, tiny_model_dir, prompts, {"length": _length}, tmp_path / "halves", _config())
     for name in ("evaluation.json", "samples.jsonl"):
         assert (tmp_path / "halves" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()

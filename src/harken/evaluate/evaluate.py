@@ -206,7 +206,8 @@ def _sample_lines(
 ) -> list[str]:
     lines: list[str] = []
     for index, prompt in enumerate(prompts):
-        row: dict[str, Any] = {"prompt": prompt.messages[-1].content}
+        # Step 0: an evaluation has no steps, but a run that goes on keeps or drops samples by their step.
+        row: dict[str, Any] = {"step": 0, "prompt": prompt.messages[-1].content}
         for name, side in sides.items():
             row[name] = side.completions[index * side.n].message.content
             for judge, found in scores.items():
