@@ -136,7 +136,9 @@ def sft(
     from harken.policy.sft import sft as train
 
     with run_folder(out):
-        folder = train(model_name(model), demonstrations, out, asked, data=data, reporter=reporter())
+        folder = train(
+            model_name(model), demonstrations, out, asked, inputs={"demonstrations": data}, reporter=reporter()
+        )
     show(str(folder))
 
 
@@ -165,7 +167,8 @@ def reward(
     from harken.reward.train import train_reward
 
     with run_folder(out):
-        folder = train_reward(model_name(model), pairs, out, asked, prompts=records, data=data, reporter=reporter())
+        inputs = {"pairs": data, **({} if prompts is None else {"prompts": prompts})}
+        folder = train_reward(model_name(model), pairs, out, asked, prompts=records, inputs=inputs, reporter=reporter())
     found = read_json(out / "evaluation.json")
     if found["num_pairs"]:
         show(f"accuracy on {found['num_pairs']} held-out pairs: {interval(found['accuracy'])}")
@@ -300,7 +303,8 @@ def evaluate(
     if importlib.util.find_spec("vaderSentiment") is not None:
         judges["lexicon"] = load_reward("lexicon")
     with run_folder(out):
-        found = compare(name, other, records, judges, out, asked, data=prompts, reporter=progress)
+        inputs = {"prompts": prompts, **reward_inputs(rewards or ())}
+        found = compare(name, other, records, judges, out, asked, inputs=inputs, reporter=progress)
     if set(found["win_rate"]) != set(judges):
         known = ", ".join(found["win_rate"]) or "none"
         raise ResumeError(f"{out}: holds an evaluation by other judges ({known}); choose another --out")

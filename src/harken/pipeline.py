@@ -44,14 +44,15 @@ def run_recipe(recipe: RecipeConfig, out: Path, reporter: Reporter = QUIET) -> P
     heldout = read_records(data["heldout_prompts"], Prompt)
 
     def train_sft() -> Path:
-        source = data["demonstrations"]
-        return sft(recipe.model, demonstrations, out / "sft", recipe.sft, data=source, reporter=reporter)
+        inputs = {"demonstrations": data["demonstrations"]}
+        return sft(recipe.model, demonstrations, out / "sft", recipe.sft, inputs=inputs, reporter=reporter)
 
     base = clock.stage("sft", train_sft)
 
     def train_reward_model() -> Path:
-        source = data["pairs"]
-        return train_reward(base, pairs, out / "reward", recipe.reward, prompts=prompts, data=source, reporter=reporter)
+        inputs = {"pairs": data["pairs"], "prompts": data["train_prompts"]}
+        settings = recipe.reward
+        return train_reward(base, pairs, out / "reward", settings, prompts=prompts, inputs=inputs, reporter=reporter)
 
     reward = clock.stage("reward", train_reward_model)
 
@@ -64,8 +65,8 @@ def run_recipe(recipe: RecipeConfig, out: Path, reporter: Reporter = QUIET) -> P
 
     def compare() -> None:
         judges = {"reward": load_reward(str(reward), compute=recipe.evaluate.compute), "lexicon": Lexicon()}
-        source = data["heldout_prompts"]
-        evaluate(policy, base, heldout, judges, out / "evaluate", recipe.evaluate, data=source, reporter=reporter)
+        inputs = {"prompts": data["heldout_prompts"], "reward": reward}
+        evaluate(policy, base, heldout, judges, out / "evaluate", recipe.evaluate, inputs=inputs, reporter=reporter)
 
     clock.stage("evaluate", compare)
     write_report(out, out / "report.html")

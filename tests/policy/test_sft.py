@@ -115,7 +115,13 @@ def test_labels_without_the_stop_token_stop_the_run(
 
 
 def test_the_model_folder_names_its_parents(tiny_model_dir: Path, tmp_path: Path) -> None:
-    folder = sft(tiny_model_dir, material.demonstrations(), tmp_path, material.sft_config(epochs=1), data="somewhere")
+    folder = sft(
+        tiny_model_dir,
+        material.demonstrations(),
+        tmp_path,
+        material.sft_config(epochs=1),
+        inputs={"demonstrations": "somewhere"},
+    )
     run, model = read_manifest(tmp_path), read_manifest(folder)
     assert run is not None
     assert model is not None

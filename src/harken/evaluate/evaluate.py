@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ def evaluate(
     out: Path,
     config: EvaluateConfig | None = None,
     *,
-    data: Path | str = "",
+    inputs: Mapping[str, Path | str] | None = None,
     reporter: Reporter = QUIET,
 ) -> dict[str, Any]:
     """Compare a model with another on held-out prompts; write and return the evaluation.
@@ -46,12 +46,12 @@ def evaluate(
         judges: each scores the completions of both.
         out: folder for evaluation.json and samples.jsonl.
         config: settings.
-        data: file the prompts came from, for the manifest.
+        inputs: names and paths of prompts and judges, for the manifest and for noticing that they changed.
         reporter: shows progress.
     """
     config = config or EvaluateConfig()
-    inputs = {"model": model, "against": against, "prompts": data, "judges": ", ".join(judges)}
-    run = Run(out, "evaluate", config, inputs)
+    models = {"model": model, "against": against}
+    run = Run(out, "evaluate", config, {**models, "judges": ", ".join(judges), **(inputs or {})})
     if run.finished:
         return read_json(out / "evaluation.json")
     prompts = list(prompts)[: config.max_prompts]

@@ -25,6 +25,7 @@ from harken import assets
 from harken.artifacts import read_json, storage_errors
 from harken.config import ChatConfig, ComputeConfig
 from harken.errors import DataError, UsageError
+from harken.lm.attention import use_short_attention
 from harken.lm.chat import Chat
 
 Notify = Callable[[str], None]
@@ -92,6 +93,7 @@ def load_model(
     model, tokenizer = _read(str(name), dtype, notify)
     model.eval()
     model.to(device)  # pyright: ignore[reportArgumentType]
+    use_short_attention(model)
     generation: Any = model.generation_config
     stops = generation.eos_token_id if generation is not None else None
     extra = tuple(stops) if isinstance(stops, list) else () if stops is None else (stops,)

@@ -61,7 +61,7 @@ def ppo(
         reward: any callable that scores completions; a reward model on the same base shares it.
         out: run folder; a stopped run goes on, a finished one is returned as it is.
         config: settings; the defaults are recommended ones.
-        inputs: names and paths of prompts and reward, for the manifest.
+        inputs: names and paths of prompts and reward, for the manifest and for noticing that they changed.
         reporter: shows progress.
 
     Raises:

@@ -1,7 +1,7 @@
 """Supervised fine-tuning: imitate demonstrations. The loss counts completion tokens only."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -29,7 +29,7 @@ def sft(
     out: Path,
     config: SftConfig | None = None,
     *,
-    data: Path | str = "",
+    inputs: Mapping[str, Path | str] | None = None,
     reporter: Reporter = QUIET,
 ) -> Path:
     """Train a model on demonstrations and return the folder of the trained model.
@@ -39,7 +39,7 @@ def sft(
         demonstrations: split `train` is learned, `heldout` only measured.
         out: run folder; a stopped run goes on, a finished one is returned as it is.
         config: settings; the defaults are recommended ones.
-        data: file the demonstrations came from, for the manifest.
+        inputs: names and paths of the demonstrations, for the manifest and for noticing that they changed.
         reporter: shows progress.
 
     Raises:
@@ -47,7 +47,7 @@ def sft(
         ResumeError: `out` was started with other settings.
     """
     config = config or SftConfig()
-    run = Run(out, "sft", config, {"model": model, "demonstrations": data})
+    run = Run(out, "sft", config, {"model": model, **(inputs or {})})
     if run.finished:
         return out / "model"
     trunk = Trunk(load_model(model, compute=config.compute, chat=config.chat, notify=reporter.say))

@@ -1,7 +1,7 @@
 """Reward-model training: Bradley-Terry on preference pairs, one epoch, then normalization and an honest examination."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from harken.runs import Run, Timer, derive_seed
 EncodedPair = tuple[Tokens, Tokens]
 """Chosen and rejected."""
 
-PASS_TOKENS = 512
+PASS_TOKENS = 1024
 """Tokens of one forward pass; matrix products this large run at full speed."""
 
 
@@ -40,7 +40,7 @@ def train_reward(
     config: RewardConfig | None = None,
     *,
     prompts: Sequence[Prompt] = (),
-    data: Path | str = "",
+    inputs: Mapping[str, Path | str] | None = None,
     reporter: Reporter = QUIET,
 ) -> Path:
     """Train a reward model and return its folder.
@@ -51,7 +51,7 @@ def train_reward(
         out: run folder; a stopped run goes on, a finished one is returned as it is.
         config: settings; the defaults are recommended ones.
         prompts: the base answers these to fix the score's zero and unit; the pairs' own prompts by default.
-        data: file the pairs came from, for the manifest.
+        inputs: names and paths of pairs and prompts, for the manifest and for noticing that they changed.
         reporter: shows progress.
 
     Raises:
@@ -59,7 +59,7 @@ def train_reward(
         ResumeError: `out` was started with other settings.
     """
     config = config or RewardConfig()
-    run = Run(out, "reward", config, {"model": model, "pairs": data})
+    run = Run(out, "reward", config, {"model": model, **(inputs or {})})
     if run.finished:
         return out / "model"
     trunk = Trunk(load_model(model, compute=config.compute, chat=config.chat, notify=reporter.say))
