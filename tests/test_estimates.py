@@ -79,9 +79,8 @@ def test_level_sets_the_width():
     half_low, half_high = ends(bootstrap_mean(values, seed=0, level=0.5))
     low, high = ends(bootstrap_mean(values, seed=0))
     # Normal quantiles: 0.6745 for 50 %, 1.96 for 95 %.
-    assert (high - low) / (half_high - half_low) == pytest.approx(
-        1.96 / 0.6745, rel=0.05
-    )  # scatter of 10,000 resamples
+    expected = pytest.approx(1.96 / 0.6745, rel=0.05)  # scatter of 10,000 resamples
+    assert (high - low) / (half_high - half_low) == expected
 
 
 def test_same_seed_same_interval_other_seed_another():
