@@ -170,7 +170,7 @@ def inverse_cdf_sample(logprobs_NV: Tensor, uniforms_N: Tensor) -> Tensor:
         raise ValueError("uniforms outside [0, 1)")
     # First the block, then the token in it: only block sums need fp64 over the whole vocabulary.
     mass = torch.nn.functional.pad(logprobs_NV.exp(), (0, -logprobs_NV.shape[1] % BLOCK))
-    blocks = mass.unflatten(1, (-1, BLOCK))
+    blocks = mass.reshape(len(mass), -1, BLOCK)
     block_mass = blocks.sum(dim=-1, dtype=torch.float64)
     total = block_mass.sum(dim=-1)
     is_sound = (total > 0) & total.isfinite()

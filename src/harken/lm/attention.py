@@ -1,4 +1,4 @@
-"""Attention for short sequences in bf16 on a CPU, where torch's fused kernel is several times slower than plain products.
+"""Attention for short sequences in bf16 on a CPU, where torch's fused kernel is slower than plain products.
 
 Registered with transformers as one more implementation; everything else (long sequences, other devices and types) goes
 on to torch's `scaled_dot_product_attention` as before. Same mathematics, other rounding.
