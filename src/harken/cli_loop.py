@@ -8,13 +8,13 @@ import typer
 from harken.cli_common import SetOption, reporter, run_folder, show
 
 FAST = (
-    "preferences.max_pairs=400",
-    "preferences.max_heldout_pairs=150",
+    "preferences.max_pairs=320",
+    "preferences.max_heldout_pairs=100",
     "sft.max_demonstrations=320",
-    "reward.normalization_samples=64",
-    "ppo.steps=3",
+    "reward.normalization_samples=32",
+    "ppo.steps=2",
     "ppo.prompts_per_step=32",
-    "evaluate.max_prompts=48",
+    "evaluate.max_prompts=32",
 )
 """What `harken demo --fast` changes: enough to see every stage work, too little to learn much."""
 
@@ -46,7 +46,8 @@ def demo(
 ) -> None:
     """Run the whole loop once, on real ratings and a real model.
 
-    Takes at most 8 minutes on 2 CPU cores and writes out/demo/report.html (with --fast: out/demo-fast/report.html).
+    Takes about 11 minutes on 2 CPU cores and writes out/demo/report.html (with --fast: 2 minutes and
+    out/demo-fast/report.html).
     """
     folder = out or Path("out/demo-fast" if fast else "out/demo")
     _run("reviews", folder, [*(FAST if fast else ()), *(changes or ())])

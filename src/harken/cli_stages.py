@@ -286,7 +286,6 @@ def evaluate(
     """
     from harken.config import EvaluateConfig
     from harken.datasets import read_prompts
-    from harken.errors import ResumeError
 
     asked = settings(EvaluateConfig, config, changes)
     records = read_prompts(prompts)
@@ -305,9 +304,6 @@ def evaluate(
     with run_folder(out):
         inputs = {"prompts": prompts, **reward_inputs(rewards or ())}
         found = compare(name, other, records, judges, out, asked, inputs=inputs, reporter=progress)
-    if set(found["win_rate"]) != set(judges):
-        known = ", ".join(found["win_rate"]) or "none"
-        raise ResumeError(f"{out}: holds an evaluation by other judges ({known}); choose another --out")
     if as_json:
         show_json(found)
     else:

@@ -97,7 +97,7 @@ def test_an_evaluation_by_other_judges_is_not_passed_off_as_this_one(here: Path)
     arguments = ("evaluate", "--model", "out/ppo", "--prompts", "heldout.txt", "--out", "out/evaluate")
     ended = call(*arguments, *FP32, *SHORT, "--set", "bootstrap_resamples=100")
     assert ended.code == 2
-    assert "other judges (reward, lexicon)" in ended.problem
+    assert "inputs.judges: 'reward, lexicon' -> 'lexicon'" in ended.problem
 
 
 def test_evaluate_prints_json_of_what_it_wrote(here: Path) -> None:

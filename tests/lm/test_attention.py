@@ -49,9 +49,9 @@ def test_masked_attention_equals_the_fused_kernel(length: int, num_keys: int) ->
 def test_gradients_equal_those_of_the_fused_kernel() -> None:
     found: list[tuple[torch.Tensor, ...]] = []
     for function in (short_attention, sdpa_attention_forward):
-        inputs = [tensor.requires_grad_() for tensor in _inputs(9, 9)]
-        function(_Layer(), *inputs, None, scaling=0.3)[0].square().sum().backward()
-        found.append(tuple(tensor.grad for tensor in inputs if tensor.grad is not None))
+        query, key, value = (tensor.requires_grad_() for tensor in _inputs(9, 9))
+        function(_Layer(), query, key, value, None, scaling=0.3)[0].square().sum().backward()
+        found.append(tuple(tensor.grad for tensor in (query, key, value) if tensor.grad is not None))
     assert len(found[0]) == 3
     torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-5)
 
@@ -65,12 +65,13 @@ def test_long_sequences_go_to_the_fused_kernel(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(attention, "sdpa_attention_forward", count)
     for length in (SHORT, SHORT + 1):
-        short_attention(_Layer(), *_inputs(length, length), None)
+        query, key, value = _inputs(length, length)
+        short_attention(_Layer(), query, key, value, None)
     assert calls == [SHORT + 1]
 
 
 def test_it_is_used_for_bf16_on_a_cpu_only(tiny_model_dir: Path) -> None:
-    def implementation(dtype: str) -> str:
+    def implementation(dtype: str) -> str | None:
         compute = ComputeConfig.model_validate({"dtype": dtype, "device": "cpu"})
         return load_model(tiny_model_dir, compute=compute).model.config._attn_implementation
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from harken.artifacts import read_manifest
+from harken.artifacts import artifact_digest, read_manifest
 from harken.config import ComputeConfig, FullConfig, LoraConfig, OptimizerConfig, RewardConfig, SamplingConfig, Tune
 from harken.errors import DataError
 from harken.lm.load import load_model
@@ -90,7 +90,7 @@ def trained(request: pytest.FixtureRequest, tiny_model_dir: Path, tmp_path_facto
     folder = tmp_path_factory.mktemp("reward")
     base = shutil.copytree(tiny_model_dir, folder / "base")
     config = material.reward_config(tune=request.param, optimizer=FAST, normalization_samples=16)
-    train_reward(base, material.pairs(), folder / "run", config)
+    train_reward(base, material.pairs(), folder / "run", config, inputs={"pairs": "drawn"})
     return Trained(base, folder / "run")
 
 
@@ -222,7 +222,7 @@ def test_the_reward_models_manifest_names_its_parents(trained: Trained) -> None:
     assert model is not None
     assert model.kind == "reward_model"
     assert model.parents == run.parents
-    assert set(model.parents) == {"model", "pairs"}
+    assert model.parents == {"model": artifact_digest(trained.base), "pairs": "drawn"}
 
 
 @pytest.mark.parametrize("soft", [True, False])
