@@ -1,6 +1,7 @@
 """Load any causal language model: Hugging Face id, folder, GGUF file, PEFT adapter folder, or `smollm2`."""
 
 import contextlib
+import io
 import shutil
 import socket
 import struct
@@ -214,7 +215,9 @@ def _converted(gguf: Path, notify: Notify) -> Path:
     if (folder / "config.json").exists():
         return folder
     notify("converting smollm2 from GGUF to safetensors, once (about 20 s)")
-    model, tokenizer = _read(str(gguf), torch.float32, notify)
+    # The GGUF reader draws a bar of its own, also where there is no terminal.
+    with contextlib.redirect_stderr(io.StringIO()):
+        model, tokenizer = _read(str(gguf), torch.float32, notify)
     # The config of a model read from GGUF says "quantized", which blocks saving, though the weights are plain.
     config: Any = model.config
     del config.quantization_config
