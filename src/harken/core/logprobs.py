@@ -168,10 +168,11 @@ def inverse_cdf_sample(logprobs_NV: Tensor, uniforms_N: Tensor) -> Tensor:
         raise ValueError(f"{tuple(uniforms_N.shape)} uniforms, {logprobs_NV.shape[0]} rows")
     if bool(((uniforms_N < 0) | (uniforms_N >= 1)).any()):
         raise ValueError("uniforms outside [0, 1)")
-    # First the block, then the token in it: only block sums need fp64 over the whole vocabulary.
+    # First the block, then the token in it: cumulative sums in fp64 are then of short rows only.
     mass = torch.nn.functional.pad(logprobs_NV.exp(), (0, -logprobs_NV.shape[1] % BLOCK))
     blocks = mass.reshape(len(mass), -1, BLOCK)
-    block_mass = blocks.sum(dim=-1, dtype=torch.float64)
+    # Summed in its own type: in fp64 torch would first copy the whole vocabulary.
+    block_mass = blocks.sum(dim=-1).double()
     total = block_mass.sum(dim=-1)
     is_sound = (total > 0) & total.isfinite()
     if not bool(is_sound.all()):
