@@ -8,9 +8,9 @@ import typer
 from harken.cli_common import SetOption, reporter, run_folder, show
 
 FAST = (
-    "preferences.max_pairs=320",
+    "preferences.max_pairs=256",
     "preferences.max_heldout_pairs=100",
-    "sft.max_demonstrations=320",
+    "sft.max_demonstrations=256",
     "reward.normalization_samples=32",
     "ppo.steps=2",
     "ppo.prompts_per_step=32",
