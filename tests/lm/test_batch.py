@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harken.lm.batch import Batch, Tokens, microbatches, pack, pad, padding_waste
+from harken.lm.batch import Batch, Tokens, microbatches, pack, pad, padding_waste, shuffled_batches
 from harken.lm.forward import by_microbatch, completion_logprobs
 from tests.lm.archs import ARCHITECTURES, make_trunk, plain_logprobs, plain_model, random_tokens
 
@@ -86,6 +86,18 @@ def test_microbatches_hold_each_row_once_within_the_budget(lengths: list[int], m
 def test_microbatches_group_rows_of_similar_length() -> None:
     # Longest first: 10 and 9 fit into 20 tokens, then 3, 2, 2.
     assert microbatches([2, 10, 3, 9, 2], 20) == [[1, 3], [2, 0, 4]]
+
+
+def test_each_epoch_shows_each_row_once_in_a_fresh_order() -> None:
+    rows = [3, 5, 8, 13, 21, 34, 55, 89, 144, 233]
+    batches = shuffled_batches(rows, 4, epochs=3, seed=0)
+    # ceil(10 / 4) = 3 batches an epoch, the last of 2.
+    assert [len(batch) for batch in batches] == [4, 4, 2] * 3
+    epochs = [[row for batch in batches[start : start + 3] for row in batch] for start in (0, 3, 6)]
+    assert [sorted(epoch) for epoch in epochs] == [rows] * 3
+    assert epochs[0] != epochs[1], "a fresh order; equal by chance 1 in 10!"
+    assert batches == shuffled_batches(rows, 4, epochs=3, seed=0)
+    assert batches != shuffled_batches(rows, 4, epochs=3, seed=1)
 
 
 def test_padding_waste_is_the_share_of_positions_without_token() -> None:

@@ -13,7 +13,7 @@ from harken.lm.load import load_model
 from harken.lm.sample import sample
 from harken.lm.trunk import Trunk
 from harken.policy import sft as sft_module
-from harken.policy.sft import check_stop_labels, draw_batches, encode, sft
+from harken.policy.sft import check_stop_labels, draw_subset, encode, sft
 from harken.records import Demonstration, SamplingSettings
 from tests.policy import material
 
@@ -79,15 +79,13 @@ def test_the_first_loss_is_the_mean_over_completion_tokens(tiny_model_dir: Path,
     assert material.rows(tmp_path / "metrics.jsonl")[0]["loss"] == pytest.approx(total / count, rel=1e-5)
 
 
-def test_each_epoch_shows_each_demonstration_once() -> None:
-    config = material.sft_config(epochs=3, batch_size=4, max_demonstrations=10)
-    batches = draw_batches(25, config)
-    # ceil(10 / 4) = 3 batches an epoch, the last of 2.
-    assert [len(batch) for batch in batches] == [4, 4, 2] * 3
-    epochs = [[item for batch in batches[start : start + 3] for item in batch] for start in (0, 3, 6)]
-    assert len(set(epochs[0])) == 10
-    assert set(epochs[0]) == set(epochs[1]) == set(epochs[2])
-    assert epochs[0] != epochs[1], "a fresh order; equal by chance 1 in 10!"
+def test_a_random_subset_of_the_demonstrations_is_learned() -> None:
+    config = material.sft_config(max_demonstrations=10)
+    subset = draw_subset(25, config)
+    assert len(set(subset)) == 10
+    assert set(subset) <= set(range(25))
+    assert subset == draw_subset(25, config)
+    assert subset != draw_subset(25, config.model_copy(update={"seed": config.seed + 1}))
 
 
 def test_a_demonstration_that_is_too_long_is_named(tiny_model_dir: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from harken.artifacts import artifact_digest, read_manifest
-from harken.config import ComputeConfig, FullConfig, LoraConfig, OptimizerConfig, RewardConfig, SamplingConfig, Tune
+from harken.config import ComputeConfig, FullConfig, LoraConfig, OptimizerConfig, RewardConfig, Tune
 from harken.errors import DataError
 from harken.lm.load import load_model
 from harken.lm.sample import completion_seeds, sample
@@ -272,11 +272,3 @@ def test_a_pair_that_is_too_long_is_named(tiny_model_dir: Path, tmp_path: Path) 
 def test_no_training_pairs_is_an_error(tiny_model_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="split 'train'"):
         train_reward(tiny_model_dir, material.pairs(0, 4), tmp_path, material.reward_config())
-
-
-def test_every_pair_is_seen_once_an_epoch() -> None:
-    config = RewardConfig(epochs=2, batch_size=4, sampling=SamplingConfig(max_new_tokens=2))
-    batches = train_module.draw_batches(10, config)
-    assert [len(batch) for batch in batches] == [4, 4, 2] * 2
-    epochs = [[item for batch in half for item in batch] for half in (batches[:3], batches[3:])]
-    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(10))

@@ -15,11 +15,11 @@ from harken.evaluate.text import distinct_n, repetition
 from harken.lm.batch import Batch, Tokens, pad
 from harken.lm.forward import by_microbatch, completion_logprobs
 from harken.lm.load import load_model
-from harken.lm.sample import completion_seeds, sample
+from harken.lm.sample import completion_seeds, sample, to_completion
 from harken.lm.trunk import Trunk
 from harken.progress import QUIET, Reporter
 from harken.protocols import Reward, checked_scores
-from harken.records import Completion, Message, Prompt, SamplingSettings, content_id
+from harken.records import Completion, Prompt, SamplingSettings
 from harken.runs import Run
 
 Judges = dict[str, Reward]
@@ -128,20 +128,12 @@ class Side:
             chosen = ids[start : start + per_round]
             these = seeds[start * self.n : (start + len(chosen)) * self.n]
             drawn = sample(trunk, None, chosen, settings, seeds=these, n=self.n, batch_size=config.batch_size)
-            for offset, item in enumerate(drawn):
-                prompt = self.prompts[start * self.n + offset]
-                text = trunk.chat.decode_completion(item.token_ids)
-                self.tokens.append(Tokens(chosen[offset // self.n], item.token_ids))
-                self.completions.append(
-                    Completion(
-                        id=content_id(prompt.id, these[offset], text),
-                        prompt_id=prompt.id,
-                        message=Message(role="assistant", content=text),
-                        model=trunk.source,
-                        finish_reason=item.finish_reason,
-                        num_tokens=len(item.token_ids),
-                    )
-                )
+            self.tokens += [Tokens(chosen[row // self.n], item.token_ids) for row, item in enumerate(drawn)]
+            asked = self.prompts[start * self.n :][: len(drawn)]
+            self.completions += [
+                to_completion(trunk.chat, prompt, item, settings, seed=seed, model=trunk.source)
+                for prompt, item, seed in zip(asked, drawn, these, strict=True)
+            ]
 
     def _by_prompt(self, values: Sequence[float]) -> list[list[float]]:
         return [list(values[start : start + self.n]) for start in range(0, len(values), self.n)]

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 from harken.config import GenerateConfig
-from harken.lm.sample import Sampled, completion_seeds, sample
+from harken.lm.sample import completion_seeds, sample, to_completion
 from harken.lm.trunk import Trunk
 from harken.progress import QUIET, Reporter
-from harken.records import Completion, Message, Prompt, SamplingSettings, content_id
+from harken.records import Completion, Prompt, SamplingSettings
 
 
 def generate(
@@ -56,23 +56,7 @@ def generate(
         owners = [index for index in chosen for _ in range(n)]
         for offset, (index, item) in enumerate(zip(owners, drawn, strict=True)):
             seed = seeds[start * n + offset]
-            completions.append(to_completion(trunk, prompts[index], item, settings, seed, model or trunk.source))
+            completions.append(
+                to_completion(trunk.chat, prompts[index], item, settings, seed=seed, model=model or trunk.source)
+            )
     return completions
-
-
-def to_completion(
-    trunk: Trunk, prompt: Prompt, item: Sampled, settings: SamplingSettings, seed: int, model: str
-) -> Completion:
-    """Return the record of one drawn completion."""
-    return Completion(
-        id=content_id(prompt.id, model, seed, item.token_ids),
-        prompt_id=prompt.id,
-        message=Message(role="assistant", content=trunk.chat.decode_completion(item.token_ids)),
-        model=model,
-        sampling=settings,
-        seed=seed,
-        finish_reason=item.finish_reason,
-        num_tokens=len(item.token_ids),
-        token_ids=tuple(item.token_ids),
-        sampler_logprobs=tuple(item.logprobs),
-    )

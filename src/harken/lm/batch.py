@@ -1,5 +1,6 @@
 """Token sequences as padded or packed batches, and how to cut them into microbatches."""
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from harken.core.masking import completion_mask_from_lengths
+from harken.runs import derive_seed
 
 
 class Tokens(NamedTuple):
@@ -124,6 +126,16 @@ def microbatches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
         else:
             groups.append([row])
     return groups
+
+
+def shuffled_batches(rows: Sequence[int], batch_size: int, *, epochs: int, seed: int) -> list[list[int]]:
+    """Return the rows of every optimizer step: each epoch in a fresh order; a last partial batch is kept."""
+    batches: list[list[int]] = []
+    for epoch in range(epochs):
+        order = list(rows)
+        random.Random(derive_seed(seed, "order", epoch)).shuffle(order)
+        batches += [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    return batches
 
 
 def padding_waste(lengths: Sequence[int], groups: Sequence[Sequence[int]]) -> float:

@@ -15,8 +15,9 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from harken.core.logprobs import inverse_cdf_sample, sampling_logprobs
+from harken.lm.chat import Chat
 from harken.lm.trunk import Trunk
-from harken.records import FinishReason, SamplingSettings
+from harken.records import Completion, FinishReason, Message, Prompt, SamplingSettings, content_id
 from harken.runs import derive_seed
 
 
@@ -79,6 +80,33 @@ def sample(
 def completion_seeds(count: int, *parts: object) -> list[int]:
     """Return seeds for `count` completions, derived from what identifies the draw (run seed, step, ...)."""
     return [derive_seed(*parts, index) for index in range(count)]
+
+
+def to_completion(
+    chat: Chat, prompt: Prompt, drawn: Sampled, settings: SamplingSettings, *, seed: int, model: str
+) -> Completion:
+    """Return the record of one drawn completion.
+
+    Args:
+        chat: decodes the tokens.
+        prompt: what was asked.
+        drawn: by `sample`.
+        settings: it was drawn with these.
+        seed: it was drawn with this one.
+        model: stored in the record.
+    """
+    return Completion(
+        id=content_id(prompt.id, model, seed, drawn.token_ids),
+        prompt_id=prompt.id,
+        message=Message(role="assistant", content=chat.decode_completion(drawn.token_ids)),
+        model=model,
+        sampling=settings,
+        seed=seed,
+        finish_reason=drawn.finish_reason,
+        num_tokens=len(drawn.token_ids),
+        token_ids=tuple(drawn.token_ids),
+        sampler_logprobs=tuple(drawn.logprobs),
+    )
 
 
 def _decode(

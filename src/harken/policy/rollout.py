@@ -9,10 +9,10 @@ from torch import Tensor
 from harken.config import PpoConfig
 from harken.lm.batch import Batch, Tokens, pad
 from harken.lm.forward import by_microbatch, completion_logprobs, completion_values
-from harken.lm.sample import completion_seeds, sample
+from harken.lm.sample import completion_seeds, sample, to_completion
 from harken.lm.trunk import Trunk
 from harken.protocols import Reward, checked_scores
-from harken.records import Completion, Message, Prompt, SamplingSettings, content_id
+from harken.records import Completion, Prompt, SamplingSettings
 
 POLICY, CRITIC = "policy", "critic"
 
@@ -71,16 +71,7 @@ def rollout(trunk: Trunk, prompts: Sequence[Prompt], config: PpoConfig, *, step:
     drawn = sample(trunk, POLICY, ids, settings, seeds=seeds, n=n, batch_size=config.sampling_batch_size)
     batch = pad([Tokens(ids[row // n], item.token_ids) for row, item in enumerate(drawn)], trunk.device)
     completions = [
-        Completion(
-            id=content_id(prompt.id, step, seed),
-            prompt_id=prompt.id,
-            message=Message(role="assistant", content=trunk.chat.decode_completion(item.token_ids)),
-            model=f"{trunk.source}+ppo@{step}",
-            sampling=settings,
-            seed=seed,
-            finish_reason=item.finish_reason,
-            num_tokens=len(item.token_ids),
-        )
+        to_completion(trunk.chat, prompt, item, settings, seed=seed, model=f"{trunk.source}+ppo@{step}")
         for prompt, item, seed in zip(asked, drawn, seeds, strict=True)
     ]
     sampler_logprobs = torch.zeros(batch.ids.shape, device=trunk.device)

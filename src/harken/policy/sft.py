@@ -10,7 +10,7 @@ from harken.artifacts import write_folder_manifest
 from harken.config import SftConfig
 from harken.core.sft_loss import completion_nll
 from harken.errors import DataError, SelfTestError
-from harken.lm.batch import Batch, Tokens, microbatches, pack, pad, padding_waste
+from harken.lm.batch import Batch, Tokens, microbatches, pack, pad, padding_waste, shuffled_batches
 from harken.lm.checkpoint import load_training, save_adapter, save_model, save_training
 from harken.lm.forward import completion_logprobs
 from harken.lm.load import load_model
@@ -55,7 +55,8 @@ def sft(
     train = encode(trunk, [item for item in demonstrations if item.split == "train"], config)
     heldout = encode(trunk, [item for item in demonstrations if item.split == "heldout"], config)
     check_stop_labels(trunk, train)
-    batches = draw_batches(len(train), config)
+    subset = draw_subset(len(train), config)
+    batches = shuffled_batches(subset, config.batch_size, epochs=config.epochs, seed=config.seed)
     optimizer = Optimizer(trunk.parameters(ROLE), config.optimizer, len(batches))
     if run.checkpoint_folder:
         load_training(run.checkpoint_folder, trunk, {ROLE: optimizer})
@@ -114,17 +115,11 @@ def check_stop_labels(trunk: Trunk, sequences: Sequence[Tokens]) -> None:
             raise SelfTestError("a demonstration's labels lack the stop token: the model would never learn to stop")
 
 
-def draw_batches(count: int, config: SftConfig) -> list[list[int]]:
-    """Return the demonstrations of every optimizer step, each epoch in a fresh order; a last partial batch is kept."""
+def draw_subset(count: int, config: SftConfig) -> list[int]:
+    """Return which demonstrations are learned: `max_demonstrations` of them at random, or all."""
     order = list(range(count))
     random.Random(derive_seed(config.seed, "subset")).shuffle(order)
-    kept = order[: config.max_demonstrations]
-    batches: list[list[int]] = []
-    for epoch in range(config.epochs):
-        shuffled = list(kept)
-        random.Random(derive_seed(config.seed, "order", epoch)).shuffle(shuffled)
-        batches += [shuffled[start : start + config.batch_size] for start in range(0, len(shuffled), config.batch_size)]
-    return batches
+    return order[: config.max_demonstrations]
 
 
 def train_step(trunk: Trunk, optimizer: Optimizer, sequences: Sequence[Tokens], config: SftConfig) -> dict[str, float]:

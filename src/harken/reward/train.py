@@ -1,6 +1,5 @@
 """Reward-model training: Bradley-Terry on preference pairs, one epoch, then normalization and an honest examination."""
 
-import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from harken.config import RewardConfig
 from harken.core.reward_loss import bradley_terry_loss
 from harken.core.rewards import fit_score_normalization
 from harken.errors import DataError
-from harken.lm.batch import Tokens, microbatches, pad, padding_waste
+from harken.lm.batch import Tokens, microbatches, pad, padding_waste, shuffled_batches
 from harken.lm.checkpoint import load_training, save_training
 from harken.lm.forward import sequence_scores
 from harken.lm.load import load_model
@@ -71,7 +70,7 @@ def train_reward(
         raise DataError("no pairs with split 'train'; give at least one")
     encoded = [encode_pair(reward, pair, config) for pair in train]
     heldout_encoded = [encode_pair(reward, pair, config) for pair in heldout]
-    batches = draw_batches(len(train), config)
+    batches = shuffled_batches(range(len(train)), config.batch_size, epochs=config.epochs, seed=config.seed)
     optimizer = Optimizer(trunk.parameters(ROLE), config.optimizer, len(batches))
     if run.checkpoint_folder:
         load_training(run.checkpoint_folder, trunk, {ROLE: optimizer})
@@ -115,16 +114,6 @@ def encode_pair(reward: RewardModel, pair: PreferencePair, config: RewardConfig)
             "pair out: nothing is cut silently"
         )
     return chosen, rejected
-
-
-def draw_batches(count: int, config: RewardConfig) -> list[list[int]]:
-    """Return the pairs of every optimizer step; each epoch in a fresh order, a last partial batch is kept."""
-    batches: list[list[int]] = []
-    for epoch in range(config.epochs):
-        order = list(range(count))
-        random.Random(derive_seed(config.seed, "order", epoch)).shuffle(order)
-        batches += [order[start : start + config.batch_size] for start in range(0, count, config.batch_size)]
-    return batches
 
 
 def train_step(
