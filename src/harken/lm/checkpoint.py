@@ -64,8 +64,8 @@ def load_training(folder: Path, trunk: Trunk, optimizers: dict[str, Optimizer]) 
     return read_json(folder / "state.json")
 
 
-def save_model(folder: Path, trunk: Trunk, role: str | None) -> None:
-    """Write a role (None = reference) as a plain Hugging Face folder: adapters merged, tokenizer with it."""
+def save_model(folder: Path, trunk: Trunk, role: str) -> None:
+    """Write a role as a plain Hugging Face folder: adapters merged, tokenizer and chat template with it."""
     network = trunk.network(role)
     with _write_errors(folder):
         network.save_pretrained(folder, state_dict=trunk.merged_weights(role))

@@ -12,10 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from harken.artifacts import storage_errors
 from harken.config import VllmServerConfig
 from harken.errors import SamplerError
-from harken.lm.checkpoint import save_adapter, save_model
+from harken.lm.checkpoint import save_adapter, save_tensors
 from harken.lm.foreign import checked_sampled, request_fields
 from harken.lm.sample import Sampled
 from harken.lm.trunk import Trunk
@@ -106,7 +108,11 @@ class VllmServerSampler:
     def _reload(self, role: str | None) -> None:
         """Let the server read all weights of a role (None: the base) anew."""
         folder = self._folder / "weights"
-        save_model(folder, self._trunk, role)
+        with storage_errors(folder):
+            folder.mkdir(exist_ok=True)
+        # All names, those of tied weights too (a copy, since a safetensors file shares nothing): vLLM 0.32 keeps the
+        # old output layer of a tied model when only the embeddings are in the file, as they are in a model folder.
+        save_tensors(folder / "model.safetensors", _without_sharing(self._trunk.merged_weights(role)))
         self._ask("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}})
         # Keys and values computed with the old weights must not be used with the new ones.
         done = self._ask("/reset_prefix_cache", {})
@@ -150,3 +156,14 @@ class VllmServerSampler:
             raise SamplerError(
                 f"{address}: {type(error).__name__}: {error}; is `vllm serve` running there? See sampler.url"
             ) from error
+
+
+def _without_sharing(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors with a copy in place of each that has the memory of an earlier one."""
+    seen: set[int] = set()
+    apart: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        place = tensor.untyped_storage().data_ptr()
+        apart[name] = tensor.clone() if place in seen else tensor
+        seen.add(place)
+    return apart

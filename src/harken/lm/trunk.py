@@ -176,7 +176,7 @@ class Trunk:
                 value.copy_(tensors[name])
 
     def merged_weights(self, role: str | None) -> dict[str, Tensor]:
-        """Return the plain weights of a role (None = reference) by plain name; adapters are added in fp32, then cast."""
+        """Return the plain weights of a role (None = reference) by plain name, adapters added in fp32, then cast."""
         network = self.network(role)
         adapters = tuple(f"{path}.{part}." for path in self._layers for part in ("down", "up"))
         plain_names = {f"{path}.base.": f"{path}." for path in self._layers}
