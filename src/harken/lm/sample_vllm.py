@@ -19,6 +19,7 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 import torch
 from vllm import LLM, SamplingParams  # pyright: ignore[reportMissingImports]
 from vllm.distributed import cleanup_dist_env_and_memory  # pyright: ignore[reportMissingImports]
+from vllm.exceptions import VLLMError  # pyright: ignore[reportMissingImports]
 from vllm.lora.request import LoRARequest  # pyright: ignore[reportMissingImports]
 
 from harken.config import VllmConfig
@@ -31,6 +32,8 @@ from harken.records import SamplingSettings
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """Adapter ranks that vLLM makes room for."""
+
+ENGINE_ERRORS = (VLLMError, ValueError, RuntimeError, OSError)
 
 
 class VllmSampler:
@@ -98,7 +101,7 @@ class VllmSampler:
         params = [SamplingParams(seed=seed, detokenize=False, **fields) for seed in seeds]
         try:
             answers = self._engine.generate(asked, params, use_tqdm=False, lora_request=adapter)
-        except (ValueError, RuntimeError) as error:
+        except ENGINE_ERRORS as error:
             raise SamplerError(f"vLLM could not draw: {type(error).__name__}: {error}") from error
         return [self._sampled(answer.outputs[0]) for answer in answers]
 
@@ -118,7 +121,7 @@ class VllmSampler:
         request = LoRARequest(f"update-{self._adapters}", self._adapters, str(folder))
         try:
             self._engine.llm_engine.add_lora(request)
-        except (ValueError, RuntimeError) as error:
+        except ENGINE_ERRORS as error:
             raise SamplerError(
                 f"vLLM does not take the adapters of {role!r}: {type(error).__name__}: {error}; "
                 "set tune.kind = 'full' or sampler.kind = 'own'"
@@ -143,8 +146,12 @@ def _start(**options: Any) -> Any:
     set_num_threads, random_state = torch.set_num_threads, torch.random.get_rng_state()
     try:
         return LLM(**options)
-    except (ValueError, RuntimeError, OSError, NotImplementedError) as error:
-        raise SamplerError(f"vLLM did not start: {type(error).__name__}: {error}") from error
+    except ENGINE_ERRORS as error:
+        cleanup_dist_env_and_memory()
+        raise SamplerError(
+            f"vLLM did not start: {type(error).__name__}: {error} Its memory is set by sampler.kv_cache_gib; a model "
+            "that vLLM does not know is drawn from with sampler.kind = 'own'"
+        ) from error
     finally:
         torch.set_num_threads = set_num_threads
         torch.random.set_rng_state(random_state)
