@@ -48,7 +48,7 @@ def checked_sampled(
         raise SamplerError(
             f"the engine gave {len(token_ids)} tokens with {len(logprobs)} log-probabilities, expected one for each"
         )
-    if finish_reason != "stop" and finish_reason != "length":
+    if finish_reason not in ("stop", "length"):
         raise SamplerError(f"the engine ended a completion with reason {finish_reason!r}, expected stop or length")
     stops = [token in stop_ids for token in token_ids]
     if stops[-1] != (finish_reason == "stop") or any(stops[:-1]):
@@ -56,4 +56,4 @@ def checked_sampled(
             f"the engine ended a completion with reason {finish_reason!r}, {sum(stops)} of its {len(stops)} tokens are "
             f"stop tokens {sorted(stop_ids)}; expected one, as the last, exactly when the reason is stop"
         )
-    return Sampled(token_ids, logprobs, finish_reason)
+    return Sampled(token_ids, logprobs, "stop" if stops[-1] else "length")
