@@ -5,6 +5,7 @@ it takes the role's adapters, or all its weights under full fine-tuning.
 """
 
 import os
+import shutil
 import tempfile
 import weakref
 from collections.abc import Sequence
@@ -53,7 +54,8 @@ class VllmSampler:
         """
         self._trunk = trunk
         self._stop_ids = trunk.chat.stop_ids
-        self._folder = tempfile.TemporaryDirectory(prefix="harken-vllm-")
+        self._folder = Path(tempfile.mkdtemp(prefix="harken-sampler-"))
+        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         self._adapters = 0
         self._holds_base = False
         rank = max((role.lora.rank for role in trunk.roles.values() if role.lora is not None), default=0)
@@ -61,10 +63,9 @@ class VllmSampler:
         if rank:
             room = min((size for size in RANKS if size >= rank), default=rank)
             lora = {"enable_lora": True, "max_lora_rank": room, "max_loras": 1, "max_cpu_loras": 1}
-        shell = Path(self._folder.name) / "model"
-        trunk.model.config.save_pretrained(shell)
+        trunk.model.config.save_pretrained(self._folder / "model")
         self._engine = _start(
-            model=str(shell),
+            model=str(self._folder / "model"),
             load_format="dummy",  # weights come from memory, see `_load`
             skip_tokenizer_init=True,
             generation_config="vllm",  # the engine's neutral defaults, not the model's
@@ -116,7 +117,7 @@ class VllmSampler:
             self._load(None)
         # A new number and name each time: the engine's caches of adapters, keys and values go by them.
         self._adapters += 1
-        folder = Path(self._folder.name) / "adapter"
+        folder = self._folder / "adapter"
         save_adapter(folder, self._trunk, role, self._trunk.source)
         request = LoRARequest(f"update-{self._adapters}", self._adapters, str(folder))
         try:
