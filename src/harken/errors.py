@@ -46,5 +46,9 @@ class RewardError(HarkenError, RuntimeError):
     """A reward raised, or returned NaN or the wrong number of scores; the message names the prompt."""
 
 
+class SamplerError(HarkenError, RuntimeError):
+    """A foreign sampler did not start, could not be reached, or gave back what cannot be used."""
+
+
 class DivergenceError(HarkenError, RuntimeError):
     """A loss or gradient stopped being finite; the run stops at its last good checkpoint."""

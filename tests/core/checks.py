@@ -34,6 +34,11 @@ CHECKS: dict[str, list[Callable[[ModuleType], None]]] = {
         high.check_ppo_gradient,
         high.check_entropy_bonus,
     ],
+    "importance": [
+        high.check_importance_weights,
+        high.check_importance_weights_at_random,
+        high.check_importance_weights_have_no_gradient,
+    ],
     "value_loss": [high.check_clipped_value_loss, high.check_explained_variance],
     "reward_loss": [high.check_bradley_terry, high.check_bradley_terry_at_random],
     "sft_loss": [high.check_completion_nll],

@@ -129,6 +129,42 @@ def check_entropy_bonus(module: ModuleType) -> None:
     close(module.entropy_bonus(row(NAN, 1.0, 2.0, 8.0), flags(".xx."), 4), 0.75)
 
 
+# ------------------------------------------------------------------------ importance weights
+
+
+def check_importance_weights(module: ModuleType) -> None:
+    # Ratios 1.5, 0.5, 4 with cap 2: weights 1.5, 0.5, 2; sum 4, squares 2.25 + .25 + 4 = 6.5.
+    sampler = row(NAN, -1.0, -2.0, -3.0, -1.0)
+    old = sampler + row(0.0, math.log(1.5), math.log(0.5), math.log(4.0), 5.0)
+    weights, metrics = module.truncated_importance_weights(old, sampler, flags(".xxx."), cap=2.0)
+    close(weights, [[0.0, 1.5, 0.5, 2.0, 0.0]])
+    close(metrics["importance_weight_mean"], 4 / 3)
+    close(metrics["importance_truncated"], 1 / 3)
+    close(metrics["importance_effective"], 16 / (3 * 6.5))
+    # A token that the sampler called impossible has the weight of the cap, not inf.
+    far, _ = module.truncated_importance_weights(row(0.0, -1.0), row(-math.inf, -1.0), flags("xx"), cap=2.0)
+    close(far, [[2.0, 1.0]])
+    # At the cap nothing was cut.
+    _, metrics = module.truncated_importance_weights(row(0.0, 0.0), row(0.0, 0.0), flags("xx"), cap=1.0)
+    close(metrics["importance_truncated"], 0.0)
+
+
+def check_importance_weights_at_random(module: ModuleType) -> None:
+    mask, (old, sampler) = random_rows(18, 2)
+    expected = ppo.truncated_importance_weights(old.tolist(), sampler.tolist(), mask.tolist(), 1.5)
+    weights, metrics = module.truncated_importance_weights(old, sampler, mask, cap=1.5)
+    close(weights[mask], expected["weights"])
+    close(metrics["importance_weight_mean"], expected["mean"])
+    close(metrics["importance_truncated"], expected["truncated"])
+    close(metrics["importance_effective"], expected["effective"])
+
+
+def check_importance_weights_have_no_gradient(module: ModuleType) -> None:
+    old = row(-1.0, -2.0).requires_grad_()
+    weights, _ = module.truncated_importance_weights(old, row(-1.5, -1.5), flags("xx"), cap=2.0)
+    assert not weights.requires_grad
+
+
 # ------------------------------------------------------------------------------ value loss
 
 

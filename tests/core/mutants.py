@@ -163,6 +163,7 @@ MUTANTS = [
         "rewards": losses.REWARDS,
         "advantages": losses.ADVANTAGES,
         "policy_loss": losses.POLICY_LOSS,
+        "importance": losses.IMPORTANCE,
         "value_loss": losses.VALUE_LOSS,
         "reward_loss": losses.REWARD_LOSS,
         "sft_loss": losses.SFT_LOSS,

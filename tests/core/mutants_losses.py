@@ -119,6 +119,19 @@ POLICY_LOSS = [
     ),
     ("entropy sign", "return masked_sum(entropy", "return -masked_sum(entropy"),
 ]
+IMPORTANCE = [
+    ("ratio inverted", "(old_logprobs - sampler_logprobs).detach()", "(sampler_logprobs - old_logprobs).detach()"),
+    ("ratio not exponentiated", "completion_mask).exp()", "completion_mask)"),
+    ("cap dropped", "ratio.clamp(max=cap)", "ratio"),
+    ("cap from below", "ratio.clamp(max=cap)", "ratio.clamp(min=cap)"),
+    ("cut from both sides", "ratio.clamp(max=cap)", "ratio.clamp(1 / cap, cap)"),
+    ("weights outside the mask", "zero_outside(ratio.clamp(max=cap), completion_mask)", "ratio.clamp(max=cap)"),
+    ("gradient through the weights", "sampler_logprobs).detach()", "sampler_logprobs)"),
+    ("truncated counts the cap itself", "(ratio > cap)", "(ratio >= cap)"),
+    ("effective share not squared", "weights.sum().square()", "weights.sum()"),
+    ("effective share without the count", "(count * weights", "(weights"),
+    ("mean of ratios", "masked_sum(weights, completion_mask, count)", "masked_sum(ratio, completion_mask, count)"),
+]
 VALUE_LOSS = [
     ("sign flipped", "loss = 0.5 *", "loss = -0.5 *"),
     ("half dropped", "loss = 0.5 *", "loss = 1.0 *"),

@@ -1,5 +1,6 @@
 """Prompts to completions: one record each, repeatable, and never beyond the context."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,9 @@ from harken.config import ComputeConfig, GenerateConfig, SamplingConfig
 from harken.errors import DataError
 from harken.generate.sampling import generate
 from harken.lm.load import load_model
+from harken.lm.sample import Sampled
 from harken.lm.trunk import Trunk
-from harken.records import Completion, Message, Prompt
+from harken.records import Completion, Message, Prompt, SamplingSettings
 
 PROMPTS = [
     Prompt(id=f"p{index}", messages=(Message(role="user", content="x" * size),))
@@ -65,3 +67,18 @@ def test_a_prompt_that_leaves_no_room_for_its_completion_is_refused_by_id(tiny_m
 
 def test_no_prompts_give_no_completions(tiny_model_dir: Path) -> None:
     assert generate(_trunk(tiny_model_dir), []) == []
+
+
+def test_another_sampler_can_draw(tiny_model_dir: Path) -> None:
+    asked: list[tuple[object, ...]] = []
+
+    def echo(
+        role: str | None, prompts: Sequence[list[int]], settings: SamplingSettings, *, seeds: Sequence[int], n: int = 1
+    ) -> list[Sampled]:
+        asked.append((role, len(prompts), settings.temperature, len(seeds), n))
+        return [Sampled([65 + row], [-0.5], "length") for row in range(len(seeds))]
+
+    done = generate(_trunk(tiny_model_dir), PROMPTS, _config(batch_size=4), sampler=echo)
+    assert asked == [(None, 2, 0.9, 4, 2), (None, 2, 0.9, 4, 2)]
+    assert [item.token_ids for item in done] == [(65,), (66,), (67,), (68,)] * 2
+    assert [item.prompt_id for item in done] == ["p0", "p0", "p1", "p1", "p2", "p2", "p3", "p3"]

@@ -1,6 +1,7 @@
 """PPO's formulas on nested lists, one loop per equation, written from the papers."""
 
 import math
+from typing import Any
 
 Rows = list[list[float]]
 Flags = list[list[bool]]
@@ -96,6 +97,20 @@ def ppo_policy_loss(
         "clip_fraction": clipped_tokens / count,
         "approx_kl": squares / 2 / count,
         "ratio": ratio_sum / count,
+    }
+
+
+def truncated_importance_weights(old_logprobs: Rows, sampler_logprobs: Rows, mask: Flags, cap: float) -> dict[str, Any]:
+    """Ionides 2008: probability under the target over that under the proposal, at most the cap; Kong 1992."""
+    old, drawn = (masked_entries(x, mask) for x in (old_logprobs, sampler_logprobs))
+    ratios = [math.exp(p) / math.exp(q) for p, q in zip(old, drawn, strict=True)]
+    weights = [min(ratio, cap) for ratio in ratios]
+    count = len(weights)
+    return {
+        "weights": weights,
+        "mean": math.fsum(weights) / count,
+        "truncated": sum(ratio > cap for ratio in ratios) / count,
+        "effective": math.fsum(weights) ** 2 / count / math.fsum(weight**2 for weight in weights),
     }
 
 

@@ -11,6 +11,7 @@ from harken.config.recipe import (
     load_recipe,
 )
 from harken.config.reward import RewardConfig
+from harken.config.sampler import OwnSamplerConfig, SamplerConfig, VllmConfig, VllmServerConfig
 from harken.config.sft import SftConfig
 from harken.config.shared import (
     ChatConfig,
@@ -35,15 +36,19 @@ __all__ = [
     "GenerateConfig",
     "LoraConfig",
     "OptimizerConfig",
+    "OwnSamplerConfig",
     "PpoConfig",
     "PpoLossConfig",
     "PreferencesConfig",
     "RecipeConfig",
     "RewardConfig",
+    "SamplerConfig",
     "SamplingConfig",
     "ScoreConfig",
     "SftConfig",
     "Tune",
+    "VllmConfig",
+    "VllmServerConfig",
     "apply_overrides",
     "build",
     "differences",

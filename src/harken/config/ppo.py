@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from harken.config.base import Config
+from harken.config.sampler import OwnSamplerConfig, SamplerConfig
 from harken.config.shared import (
     ChatConfig,
     ComputeConfig,
@@ -96,6 +97,8 @@ class PpoConfig(Config):
     """Completions drawn at the same time."""
     sampling: SamplingConfig = SamplingConfig(max_new_tokens=48)
     """How completions are drawn."""
+    sampler: SamplerConfig = OwnSamplerConfig()
+    """Who draws them."""
     kl: Kl = FixedKl()
     """What leaving the reference costs."""
     score: ScoreConfig = ScoreConfig()

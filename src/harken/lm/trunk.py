@@ -190,8 +190,8 @@ class Trunk:
             for name, value in own.items():
                 value.copy_(tensors[name])
 
-    def merged_weights(self, role: str) -> dict[str, Tensor]:
-        """Return the plain weights of a role, adapters added in fp32 and then cast back, by plain name."""
+    def merged_weights(self, role: str | None) -> dict[str, Tensor]:
+        """Return the plain weights of a role (None = reference) by plain name, adapters added in fp32, then cast."""
         network = self.network(role)
         adapters = tuple(f"{path}.{part}." for path in self._layers for part in ("down", "up"))
         plain_names = {f"{path}.base.": f"{path}." for path in self._layers}
@@ -200,7 +200,7 @@ class Trunk:
             if not name.startswith(adapters):
                 wrapped, _, leaf = name.rpartition(".")
                 tensors[plain_names.get(f"{wrapped}.", f"{wrapped}.") + leaf] = value
-        if self.roles[role].lora is not None:
+        if role is not None and self.roles[role].lora is not None:
             for path, layer in self._layers.items():
                 weight: Any = layer.base.weight
                 total = weight.float() + layer.delta(role)

@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from harken.config import AdaptiveKl, FullConfig, PpoConfig
+from harken.config import AdaptiveKl, FullConfig, OwnSamplerConfig, PpoConfig
 from harken.core.advantages import gae, scale_to_unit_std, whiten
+from harken.core.importance import truncated_importance_weights
 from harken.core.kl import adaptive_kl_coef, kl_k1, kl_k3
 from harken.core.policy_loss import entropy_bonus, ppo_policy_loss
 from harken.core.rewards import apply_stop_penalty, clip_scores, token_rewards
@@ -24,6 +25,7 @@ from harken.lm.checkpoint import load_training, save_training
 from harken.lm.forward import completion_logprobs, completion_values, values_of_states
 from harken.lm.load import load_model
 from harken.lm.optim import Optimizer
+from harken.lm.samplers import Sampler, open_sampler
 from harken.lm.trunk import Trunk
 from harken.policy.rollout import CRITIC, POLICY, Rollout, rollout, score
 from harken.policy.selftest import check_first_rollout, check_first_update, check_output_layer
@@ -36,11 +38,12 @@ from harken.runs import Run, Timer, derive_seed
 
 @dataclass
 class PpoState:
-    """What `update` changes: roles of the trunk, their optimizers, and the KL coefficient."""
+    """What `update` changes: roles of the trunk, their optimizers, and the KL coefficient; and who draws."""
 
     trunk: Trunk
     optimizers: dict[str, Optimizer]
     kl_coef: float
+    sampler: Sampler
 
 
 def ppo(
@@ -87,9 +90,9 @@ def ppo(
     steps = range(run.step, config.steps)
     for step in reporter.track(steps, "ppo", total=config.steps, done=run.step, describe=describe):
         timer = Timer()
-        experience = rollout(trunk, draw_prompts(prompts, config, step), config, step=step)
+        experience = rollout(trunk, draw_prompts(prompts, config, step), config, step=step, sampler=state.sampler)
         if step == 0:
-            check_first_rollout(trunk, experience)
+            check_first_rollout(trunk, experience, foreign=not isinstance(config.sampler, OwnSamplerConfig))
         num_tokens = int(experience.batch.completion_mask.sum())
         timer.measure("sample", num_tokens)
         scores = score(experience, reward)
@@ -133,7 +136,9 @@ def prepare(model: str | Path, reward: Reward, config: PpoConfig, reporter: Repo
         POLICY: Optimizer(trunk.parameters(POLICY), config.policy_optimizer, updates),
         CRITIC: Optimizer(trunk.parameters(CRITIC), config.critic_optimizer, updates),
     }
-    return PpoState(trunk, optimizers, config.kl.coef)
+    length = min(config.max_length, trunk.context_length)
+    sampler = open_sampler(trunk, config.sampler, batch_size=config.sampling_batch_size, max_length=length)
+    return PpoState(trunk, optimizers, config.kl.coef, sampler)
 
 
 def copy_reward_to_critic(trunk: Trunk) -> None:
@@ -162,7 +167,8 @@ def update(state: PpoState, experience: Rollout, scores: Tensor, config: PpoConf
     value_fit = float(explained_variance(experience.values, returns, mask))
     if config.loss.whiten_advantages:
         advantages = whiten(advantages, mask)
-    targets = Targets(advantages, returns)
+    weights, weighing = importance_weights(experience, config)
+    targets = Targets(advantages if weights is None else advantages * weights, returns)
     totals: dict[str, float] = {}
     metrics: dict[str, float] = {}
     count = epochs_run = 0
@@ -185,7 +191,7 @@ def update(state: PpoState, experience: Rollout, scores: Tensor, config: PpoConf
     expected = epochs_run * -(-len(scores) // config.minibatch_size)
     assert count == expected, f"{count} optimizer steps, planned {expected}"
     metrics = {name: value / count for name, value in totals.items()}
-    metrics |= rollout_metrics(experience, scores, rewards, state.kl_coef)
+    metrics |= rollout_metrics(experience, scores, rewards, state.kl_coef) | weighing
     metrics |= {
         "explained_variance": value_fit,
         "epochs_run": float(epochs_run),
@@ -209,9 +215,22 @@ class Targets:
     """What the minibatches of one update learn."""
 
     advantages: Tensor
-    """(B, S), standardized if the config says so."""
+    """(B, S), standardized if the config says so, then weighted if a foreign sampler drew."""
     returns: Tensor
     """(B, S), made before standardizing."""
+
+
+def importance_weights(experience: Rollout, config: PpoConfig) -> tuple[Tensor | None, dict[str, float]]:
+    """Return (B, S) weights of a foreign sampler's tokens in the policy loss, and their metrics; none for our own."""
+    if isinstance(config.sampler, OwnSamplerConfig):
+        return None, {}
+    weights, metrics = truncated_importance_weights(
+        experience.old_logprobs,
+        experience.sampler_logprobs,
+        experience.batch.completion_mask,
+        cap=config.sampler.importance_cap,
+    )
+    return weights, {name: float(value) for name, value in metrics.items()}
 
 
 def make_rewards(experience: Rollout, scores: Tensor, config: PpoConfig, kl_coef: float) -> Tensor:
@@ -317,6 +336,7 @@ def rollout_metrics(experience: Rollout, scores: Tensor, rewards: Tensor, kl_coe
         "length_mean": float(lengths.mean()),
         "stop_fraction": float(experience.stopped.float().mean()),
         "sampler_mismatch": float(mismatch.sum() / mask.sum()),
+        "sampler_mismatch_max": float(mismatch.max()),
     }
 
 

@@ -15,7 +15,8 @@ from harken.lm.forward import (
     completion_values,
     values_of_states,
 )
-from harken.lm.sample import completion_seeds, sample, to_completion
+from harken.lm.sample import completion_seeds, to_completion
+from harken.lm.samplers import OwnSampler, Sampler
 from harken.lm.trunk import Trunk
 from harken.protocols import Reward, checked_scores
 from harken.records import Completion, Prompt, SamplingSettings
@@ -58,7 +59,9 @@ class Rollout:
 
 
 @torch.no_grad()
-def rollout(trunk: Trunk, prompts: Sequence[Prompt], config: PpoConfig, *, step: int) -> Rollout:
+def rollout(
+    trunk: Trunk, prompts: Sequence[Prompt], config: PpoConfig, *, step: int, sampler: Sampler | None = None
+) -> Rollout:
     """Sample completions with the policy and read them under policy, reference and critic.
 
     Args:
@@ -66,6 +69,7 @@ def rollout(trunk: Trunk, prompts: Sequence[Prompt], config: PpoConfig, *, step:
         prompts: each gets `completions_per_prompt` completions.
         config: of PPO.
         step: together with the seed it decides every random draw.
+        sampler: who draws; None is Harken's own sampler.
 
     Raises:
         DataError: a prompt leaves no room for `max_new_tokens`; the message names it.
@@ -76,7 +80,8 @@ def rollout(trunk: Trunk, prompts: Sequence[Prompt], config: PpoConfig, *, step:
     ids = [trunk.chat.encode_prompt(prompt, max_length=limit) for prompt in prompts]
     seeds = completion_seeds(len(asked), config.seed, "rollout", step)
     settings = SamplingSettings(**config.sampling.model_dump())
-    drawn = sample(trunk, POLICY, ids, settings, seeds=seeds, n=n, batch_size=config.sampling_batch_size)
+    sampler = sampler or OwnSampler(trunk, config.sampling_batch_size)
+    drawn = sampler(POLICY, ids, settings, seeds=seeds, n=n)
     batch = pad([Tokens(ids[row // n], item.token_ids) for row, item in enumerate(drawn)], trunk.device)
     completions = [
         to_completion(trunk.chat, prompt, item, settings, seed=seed, model=f"{trunk.source}+ppo@{step}")

@@ -13,6 +13,9 @@ from harken.policy.rollout import Rollout
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
 """Largest mean |difference| of log-probabilities of equal tokens, nats. A bf16 logit near 20 is rounded to 0.125."""
 
+FOREIGN_TOLERANCE = {torch.float32: 0.05, torch.bfloat16: 0.2, torch.float16: 0.2}
+"""The same where a foreign engine drew: it has kernels of its own, and a server perhaps another precision."""
+
 
 @torch.no_grad()
 def check_output_layer(trunk: Trunk) -> None:
@@ -37,8 +40,13 @@ def check_output_layer(trunk: Trunk) -> None:
         )
 
 
-def check_first_rollout(trunk: Trunk, experience: Rollout) -> None:
+def check_first_rollout(trunk: Trunk, experience: Rollout, *, foreign: bool = False) -> None:
     """Before the first update: KL is 0, the sampler agrees with the scorer, prompts have one encoding.
+
+    Args:
+        trunk: base and roles.
+        experience: of the first step.
+        foreign: whether another engine drew, which is held to `FOREIGN_TOLERANCE`.
 
     Raises:
         SelfTestError: one of them does not hold; the message names the likely cause.
@@ -53,10 +61,17 @@ def check_first_rollout(trunk: Trunk, experience: Rollout) -> None:
             "start as the reference, or dropout is on"
         )
     mismatch = float(((experience.sampler_logprobs - experience.old_logprobs).abs() * mask).sum() / count)
+    limit = FOREIGN_TOLERANCE[trunk.dtype] if foreign else limit
     if not mismatch <= limit:
+        cause = "temperature, positions or attention mask differ between them"
+        if foreign:
+            cause = (
+                "the engine has other weights than the policy (is it the same base model?), or reports raw "
+                "log-probabilities (start a server with --logprobs-mode processed_logprobs)"
+            )
         raise SelfTestError(
             f"sampler and scorer log-probabilities differ by {mismatch:.2g} nats a token, expected at most {limit}; "
-            "temperature, positions or attention mask differ between them"
+            f"{cause}"
         )
     check_boundaries(trunk, experience)
 
