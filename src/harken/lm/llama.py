@@ -7,11 +7,12 @@ adapters of a role are joined likewise. Every other architecture goes through it
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers.activations import SiLUActivation
 
 from harken.lm.attention import plain_attention, prefers_plain
 from harken.lm.lora import LoraLinear
@@ -108,7 +109,7 @@ class LlamaLayers:
             # In place of a new tensor: autograd does not need what the projections gave.
             x = layer.out(attend(number, queries, keys, values)).add_(x)
             gate, up = layer.gate_up(_normed(x, layer.mlp_norm)).chunk(2, dim=-1)
-            x = layer.down(layer.act(gate) * up).add_(x)
+            x = layer.down(_gated(layer.act, gate, up)).add_(x)
         return x
 
     def normed(self, x: Tensor) -> Tensor:
@@ -125,7 +126,8 @@ class LlamaLayers:
             turned = torch.cat([_normed(q, layer.query_norm), _normed(k, layer.key_norm)], dim=1)
         cos, sin = rotations
         turned = torch.addcmul(turned * cos, turned.roll(self.width // 2, dims=-1), sin)
-        return turned[:, :queries], turned[:, queries:], values
+        q, k = turned.split([queries, self.key_heads], dim=1)
+        return q, k, values
 
 
 def hidden_states(network: Any, role: str | None, ids: Tensor, position_ids: Tensor | None) -> Tensor:
@@ -176,6 +178,28 @@ def attend_whole(
             q, k, v, allowed, is_causal=allowed is None, scale=layers.scale, enable_gqa=True
         )
     return read.transpose(1, 2).reshape(len(queries), -1)
+
+
+class _SwiGlu(torch.autograd.Function):
+    """silu(gate) * up; only gate and up are kept for the backward pass (arXiv:2002.05202)."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return functional.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        grad = grads[0]
+        through = torch.ops.aten.silu_backward(grad * up, gate)
+        return through, functional.silu(gate).mul_(grad)
+
+
+def _gated(act: nn.Module, gate: Tensor, up: Tensor) -> Tensor:
+    if isinstance(act, nn.SiLU | SiLUActivation):
+        return cast(Tensor, _SwiGlu.apply(gate, up))
+    return act(gate) * up
 
 
 def _normed(x: Tensor, norm: tuple[Tensor, float]) -> Tensor:
