@@ -169,6 +169,10 @@ class Trunk:
         inputs: dict[str, Any] = {"input_ids": batch.ids, "use_cache": False}
         if batch.position_ids is not None:
             inputs["position_ids"] = batch.position_ids
+        if (mask := batch.attention_mask()) is not None:
+            # torch's attention takes True = may attend; the plain one of transformers adds the mask to the scores.
+            is_plain = network.config._attn_implementation == "eager"
+            inputs["attention_mask"] = (~mask).to(self.dtype) * torch.finfo(self.dtype).min if is_plain else mask
         return network(**inputs).last_hidden_state
 
     def network(self, role: str | None) -> PreTrainedModel:
