@@ -65,12 +65,19 @@ def dpo_loss(
     rejected_rewards = beta * (rejected_logprobs_P - ref_rejected_logprobs_P.detach())
     margins = chosen_rewards - rejected_rewards
     per_pair = -labels * logsigmoid(margins) - (1.0 - labels) * logsigmoid(-margins)
-    margins = margins.detach()
-    is_right = (margins > 0).to(margins.dtype) + 0.5 * (margins == 0).to(margins.dtype)
-    metrics = {
-        "accuracy": (weights * is_right).sum() / denominator,
-        "reward_margin": (weights * margins).sum() / denominator,
-        "chosen_reward": (weights * chosen_rewards.detach()).sum() / denominator,
-        "rejected_reward": (weights * rejected_rewards.detach()).sum() / denominator,
-    }
+    metrics = _reward_metrics(chosen_rewards.detach(), rejected_rewards.detach(), weights, denominator)
     return LossOutput((weights * per_pair).sum() / denominator, metrics)
+
+
+def _reward_metrics(
+    chosen_P: Tensor, rejected_P: Tensor, weights_P: Tensor, denominator: float | Tensor
+) -> dict[str, Tensor]:
+    """Weighted means of implicit rewards (P,), of their difference, and of who is ahead."""
+    lead = chosen_P - rejected_P
+    is_right = (lead > 0).to(lead.dtype) + 0.5 * (lead == 0).to(lead.dtype)
+    return {
+        "accuracy": (weights_P * is_right).sum() / denominator,
+        "reward_margin": (weights_P * lead).sum() / denominator,
+        "chosen_reward": (weights_P * chosen_P).sum() / denominator,
+        "rejected_reward": (weights_P * rejected_P).sum() / denominator,
+    }
