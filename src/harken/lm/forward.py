@@ -10,6 +10,9 @@ from harken.core.logprobs import TokenLogprobs, preceding_states, token_logprobs
 from harken.lm.batch import Batch, Tokens, microbatches, pad, pad_shared
 from harken.lm.trunk import Trunk
 
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
+"""Largest mean |difference| of log-probabilities of equal tokens, nats. A bf16 logit near 20 is rounded to 0.125."""
+
 
 def completion_logprobs(
     trunk: Trunk,
@@ -66,7 +69,7 @@ def group_logprobs(
 
 
 @torch.no_grad()
-def can_share_prompts(trunk: Trunk, longest: Sequence[Tokens], *, tolerance: float) -> bool:
+def can_share_prompts(trunk: Trunk, longest: Sequence[Tokens]) -> bool:
     """Say whether this model gives a completion the same log-probability in a row that it shares.
 
     Not so where attention has a window that a mask of our own would replace, where positions come from the mask, or
@@ -75,7 +78,6 @@ def can_share_prompts(trunk: Trunk, longest: Sequence[Tokens], *, tolerance: flo
     Args:
         trunk: the reference is asked.
         longest: the group of completions with most tokens.
-        tolerance: largest mean difference a token, nats.
     """
     settings: Any = trunk.model.config
     windows = [getattr(settings, name, None) for name in ("sliding_window", "attention_chunk_size")]
@@ -83,7 +85,7 @@ def can_share_prompts(trunk: Trunk, longest: Sequence[Tokens], *, tolerance: flo
         return False
     apart, shared = (group_logprobs(trunk, None, [longest], shared=shared)[0] for shared in (False, True))
     counts = torch.tensor([len(item.completion) for item in longest], device=apart.device)
-    return bool(((apart - shared).abs() / counts <= tolerance).all())
+    return bool(((apart - shared).abs() / counts <= TOLERANCE[trunk.dtype]).all())
 
 
 def completion_values(trunk: Trunk, role: str, batch: Batch) -> Tensor:
@@ -98,6 +100,22 @@ def sequence_scores(trunk: Trunk, role: str, batch: Batch) -> Tensor:
     hidden = trunk.hidden(role, batch)
     rows = torch.arange(batch.num_rows, device=hidden.device)
     return trunk.head(role, hidden[rows, batch.last_index()])
+
+
+def group_scores(trunk: Trunk, role: str, groups: Sequence[Sequence[Tokens]]) -> Tensor:
+    """Return (B, K) fp32, the head's reading at the end of each completion, each prompt computed once; differentiable.
+
+    Args:
+        trunk: base and roles.
+        role: a role with a head.
+        groups: B groups of K completions of one prompt.
+    """
+    batch = pad_shared(groups, trunk.device)
+    sizes = [[len(group[0].prompt), *(1 + len(item.completion) for item in group)] for group in groups]
+    ends = torch.tensor(sizes, device=trunk.device).cumsum(1)[:, 1:] - 2
+    rows = torch.arange(len(groups), device=trunk.device)[:, None]
+    states = trunk.hidden(role, batch)[rows, ends]
+    return trunk.head(role, states.flatten(0, 1)).reshape(ends.shape)
 
 
 @torch.no_grad()

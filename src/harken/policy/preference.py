@@ -22,11 +22,11 @@ from harken.errors import DataError, ResumeError, SelfTestError
 from harken.estimates import wilson
 from harken.lm.batch import Tokens, microbatches, shared_size, shuffled_batches
 from harken.lm.checkpoint import load_tensors, load_training, publish_tensors, save_training
-from harken.lm.forward import can_share_prompts, group_logprobs
+from harken.lm.forward import TOLERANCE, can_share_prompts, group_logprobs
 from harken.lm.load import load_model
 from harken.lm.optim import Optimizer
 from harken.lm.trunk import Trunk
-from harken.policy.selftest import TOLERANCE, check_output_layer
+from harken.policy.selftest import check_output_layer
 from harken.policy.sft import ROLE, check_stop_labels, draw_subset, save_policy
 from harken.progress import QUIET, Reporter
 from harken.records import PreferencePair
@@ -76,7 +76,7 @@ def dpo(
     encoded = encode(trunk, [*train, *heldout], config)
     check_stop_labels(trunk, [side for pair in encoded for side in pair])
     check_output_layer(trunk)
-    shared = can_share_prompts(trunk, max(encoded, key=shared_size), tolerance=TOLERANCE[trunk.dtype])
+    shared = can_share_prompts(trunk, max(encoded, key=shared_size))
     reference = reference_logprobs(trunk, encoded, config, run, shared=shared, reporter=reporter)
     batches = shuffled_batches(range(len(train)), config.batch_size, epochs=config.epochs, seed=config.seed)
     optimizer = Optimizer(trunk.parameters(ROLE), config.optimizer, len(batches))

@@ -6,12 +6,9 @@ import torch
 
 from harken.errors import SelfTestError
 from harken.lm.batch import Batch
-from harken.lm.forward import completion_logprobs
+from harken.lm.forward import TOLERANCE, completion_logprobs
 from harken.lm.trunk import Trunk
 from harken.policy.rollout import Rollout
-
-TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
-"""Largest mean |difference| of log-probabilities of equal tokens, nats. A bf16 logit near 20 is rounded to 0.125."""
 
 
 @torch.no_grad()
