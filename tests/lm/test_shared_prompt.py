@@ -11,8 +11,9 @@ from harken.lm.forward import can_share_prompts, group_logprobs, group_scores, s
 from harken.lm.trunk import Trunk
 from tests.lm.archs import ARCHITECTURES, make_trunk, plain_logprobs, plain_model, random_tokens, shake
 
-# gemma2's every other layer sees 6 tokens back, which a mask of our own would lift.
-SHAREABLE = [name for name in ARCHITECTURES if name != "gemma2"]
+# Layers of these see 6 tokens back only, which a mask of our own would lift.
+WINDOWED = ("gemma2", "mistral")
+SHAREABLE = [name for name in ARCHITECTURES if name not in WINDOWED]
 every_architecture = pytest.mark.parametrize("name", SHAREABLE)
 
 
@@ -109,7 +110,7 @@ def test_scores_of_shared_rows_are_those_of_separate_ones(name: str) -> None:
 @torch.no_grad()
 def test_plain_attention_of_transformers_gets_a_mask_it_can_add() -> None:
     groups = _groups(4, PAIRS)
-    trunk = make_trunk()
+    trunk = make_trunk("granite")
     expected = group_logprobs(trunk, None, groups, shared=True)
     trunk.model.set_attn_implementation("eager")
     found = group_logprobs(trunk, None, groups, shared=True)
@@ -121,8 +122,9 @@ def test_models_with_plain_attention_can_share_prompts(name: str) -> None:
     assert can_share_prompts(make_trunk(name), _groups(5, [(9, 4, 7)])[0])
 
 
-def test_a_model_whose_window_is_shorter_than_a_sequence_cannot() -> None:
-    trunk = make_trunk("gemma2")
+@pytest.mark.parametrize("name", WINDOWED)
+def test_a_model_whose_window_is_shorter_than_a_sequence_cannot(name: str) -> None:
+    trunk = make_trunk(name)
     assert can_share_prompts(trunk, _groups(6, [(3, 2, 3)])[0])
     assert not can_share_prompts(trunk, _groups(6, [(3, 2, 4)])[0])
 
