@@ -19,6 +19,7 @@ CHECKS: dict[str, list[Callable[[ModuleType], None]]] = {
         low.check_token_logprobs_by_hand,
         low.check_sampling_logprobs,
         low.check_inverse_cdf,
+        low.check_draw_tokens,
     ],
     "kl": [
         low.check_kl_estimators,

@@ -125,6 +125,21 @@ def check_inverse_cdf(module: ModuleType) -> None:
     close(module.inverse_cdf_sample(wide.log().expand(6, -1), uniforms), [5, 5, 200, 200, 260, 299])
 
 
+def check_draw_tokens(module: ModuleType) -> None:
+    # Chances .2, .3 and .5 at temperature 2 come from twice their logarithms, here 5 higher.
+    logits = 2 * torch.tensor([[0.2, 0.0, 0.3, 0.5]], dtype=torch.float64).log() + 5
+    uniforms = torch.tensor([0.0, 0.199, 0.2, 0.499, 0.5, 0.9], dtype=torch.float64)
+    options = {"temperature": 2.0, "top_k": 0, "top_p": 1.0}
+    tokens, logprobs = module.draw_tokens(logits.expand(6, -1), uniforms, **options)
+    close(tokens, [0, 0, 2, 2, 3, 3])
+    close(logprobs.exp(), [0.2, 0.2, 0.3, 0.3, 0.5, 0.5])
+    # The two likeliest, by number or by mass: .3 and .5 become 3/8 and 5/8.
+    for truncated in ({"top_k": 2}, {"top_p": 0.6}):
+        tokens, logprobs = module.draw_tokens(logits.expand(6, -1), uniforms, **{**options, **truncated})
+        close(tokens, [2, 2, 2, 3, 3, 3])
+        close(logprobs.exp(), [0.375, 0.375, 0.375, 0.625, 0.625, 0.625])
+
+
 # -------------------------------------------------------------------------------------- kl
 
 

@@ -121,6 +121,19 @@ def test_each_epoch_shows_each_row_once_in_a_fresh_order() -> None:
     assert batches != shuffled_batches(rows, 4, epochs=3, seed=1)
 
 
+def test_rows_of_a_group_meet_in_a_batch() -> None:
+    groups = [str(row // 3) for row in range(60)]
+    batches = shuffled_batches(range(60), 6, epochs=2, seed=0, groups=groups)
+    for batch in batches:
+        assert len({groups[row] for row in batch}) == 2  # 6 rows are two groups of 3
+    epochs = [[row for batch in batches[start : start + 10] for row in batch] for start in (0, 10)]
+    assert [sorted(epoch) for epoch in epochs] == [list(range(60))] * 2
+    assert epochs[0] != epochs[1]
+    same = ["one"] * 60
+    plain = shuffled_batches(range(60), 6, epochs=2, seed=0)
+    assert shuffled_batches(range(60), 6, epochs=2, seed=0, groups=same) == plain, "one group is no group"
+
+
 def test_padding_waste_is_the_share_of_positions_without_token() -> None:
     # 2 rows of 10 for 10 + 9 tokens, 3 rows of 3 for 3 + 2 + 2: 29 positions, 26 tokens.
     assert padding_waste([2, 10, 3, 9, 2], [[1, 3], [2, 0, 4]]) == pytest.approx(3 / 29)

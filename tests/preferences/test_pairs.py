@@ -104,6 +104,40 @@ def test_pairs_keep_every_promise(rated: list[RatedCompletion], config: Preferen
     assert splits["heldout"] <= (config.max_heldout_pairs or len(pairs))
 
 
+@given(rated=rated_items, config=configs, size=st.integers(2, 5))
+def test_groups_compare_all_with_all(rated: list[RatedCompletion], config: PreferencesConfig, size: int) -> None:
+    grouped = config.model_copy(update={"group_size": size, "max_pairs": None})
+    pairs = pairs_from_ratings(rated, grouped)
+    assert [pair for pair in pairs if pair.split == "heldout"] == [
+        pair for pair in pairs_from_ratings(rated, config) if pair.split == "heldout"
+    ], "held-out pairs stay independent"
+    members: dict[str, set[str]] = {}
+    found: Counter[str] = Counter()
+    for pair in pairs:
+        if pair.split == "train":
+            assert pair.difference is not None
+            assert pair.difference >= config.min_difference
+            assert normalized_text(pair.chosen.content) != normalized_text(pair.rejected.content)
+            sides = {judgment.rpartition("-")[0] for judgment in pair.judgment_ids}
+            assert len(sides) == 2
+            if pair.group != pair.prompt.id:
+                members.setdefault(pair.group, set()).update(sides)
+                found[pair.group] += 1
+    # No completion is in two groups, and a group of k texts has at most k (k - 1) / 2 pairs.
+    assert sum(len(group) for group in members.values()) == len(set().union(*members.values()))
+    assert all(found[group] <= len(sides) * (len(sides) - 1) / 2 for group, sides in members.items())
+    assert all(len(sides) <= size for sides in members.values())
+
+
+def test_a_group_of_far_apart_texts_gives_every_pair_of_them() -> None:
+    rated = [_item(i, f"text {i}", (float(i), float(i))) for i in range(4)]
+    pairs = pairs_from_ratings(rated, PreferencesConfig(group_size=4, heldout_fraction=0.0))
+    assert sorted((pair.chosen.content, pair.rejected.content) for pair in pairs) == [
+        (f"text {high}", f"text {low}") for high in range(1, 4) for low in range(high)
+    ]
+    assert len({pair.group for pair in pairs}) == 1
+
+
 @given(rated=rated_items, config=configs, order=st.randoms(use_true_random=False))
 def test_pairs_do_not_depend_on_the_order_of_the_data(
     rated: list[RatedCompletion], config: PreferencesConfig, order: random.Random

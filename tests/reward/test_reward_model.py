@@ -13,13 +13,15 @@ import torch
 from harken.artifacts import artifact_digest, read_manifest
 from harken.config import ComputeConfig, FullConfig, LoraConfig, OptimizerConfig, RewardConfig, Tune
 from harken.errors import DataError
+from harken.lm.batch import Tokens, pad
+from harken.lm.forward import sequence_scores
 from harken.lm.load import load_model
 from harken.lm.sample import completion_seeds, sample
 from harken.lm.trunk import Trunk
 from harken.records import Completion, Prompt, SamplingSettings
 from harken.reward import train as train_module
 from harken.reward.functions import load_reward
-from harken.reward.model import RewardModel, StoredRewardModel
+from harken.reward.model import ROLE, RewardModel, StoredRewardModel
 from harken.reward.train import train_reward
 from tests.policy import material
 
@@ -284,6 +286,19 @@ def test_pairs_with_long_prompts_share_a_row_and_learn_the_same(
     for one, other in zip(*rows, strict=True):
         for name in one.keys() - {"padding_waste"}:
             assert other[name] == pytest.approx(one[name], rel=1e-3, abs=1e-5), name
+
+
+def test_a_completion_in_several_pairs_is_read_once(tiny_model_dir: Path) -> None:
+    trunk = Trunk(load_model(tiny_model_dir, compute=material.COMPUTE, chat=material.RAW))
+    trunk.add_role(ROLE, LoraConfig(rank=2), seed=0, head=True)
+    best, middle, worst = (Tokens([5, 6], [9 * size] * size) for size in (3, 2, 4))
+    pairs = [(best, middle), (best, worst), (middle, worst)]
+    assert sorted(train_module.distinct_sides(pairs)) == sorted([best, middle, worst])
+    with torch.no_grad():
+        chosen, rejected = train_module.paired_scores(trunk, pairs)
+        alone = [float(sequence_scores(trunk, ROLE, pad([side]))) for side in (best, middle, worst)]
+    assert chosen.tolist() == pytest.approx([alone[0], alone[0], alone[1]], rel=1e-4, abs=1e-6)
+    assert rejected.tolist() == pytest.approx([alone[1], alone[2], alone[2]], rel=1e-4, abs=1e-6)
 
 
 def test_a_pair_that_is_too_long_is_named(tiny_model_dir: Path, tmp_path: Path) -> None:

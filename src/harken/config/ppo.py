@@ -110,6 +110,9 @@ class PpoConfig(Config):
     """Completions of each iteration kept in samples.jsonl."""
     tune: Tune = LoraConfig()
     """Adapters or all weights, for policy and critic."""
+    critic: Literal["own", "head"] = "own"
+    """own: a critic with adapters or weights of its own, as `tune`; head: a linear head on the states of the reward
+    model (or of the reference, where the reward is no model on the same base), which are read once for all epochs."""
     policy_optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-4, eps=1e-5)
     """Optimizer of the policy."""
     critic_optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-4, eps=1e-5)

@@ -18,7 +18,10 @@ class PreferencesConfig(Config):
     strength_cuts: tuple[float, float, float] = (1.0, 2.0, 3.0)
     """Differences of mean ratings at which the strength becomes 1, 2 and 3."""
     pairs_per_item: Count = 1
-    """Pairs that one text may be part of."""
+    """Pairs that one text may be part of, where pairs are drawn at random."""
+    group_size: Annotated[int, Field(ge=2)] | None = None
+    """Training texts are put into groups of so many and compared all with all (arXiv:2203.02155, section 3.5): one
+    text is then read once for several pairs. None draws pairs at random. Held-out pairs always are."""
     max_pairs: Count | None = None
     """Upper bound of training pairs."""
     max_heldout_pairs: Count | None = None

@@ -173,7 +173,8 @@ def _draw(mass_NV: Tensor, uniforms_N: Tensor) -> tuple[Tensor, Tensor]:
     # First the block, then the token in it: cumulative sums in fp64 are then of short rows only.
     missing = -mass_NV.shape[1] % BLOCK
     # Padding copies the vocabulary, so it is left out where nothing is missing.
-    blocks = (torch.nn.functional.pad(mass_NV, (0, missing)) if missing else mass_NV).unflatten(1, (-1, BLOCK))
+    padded = torch.nn.functional.pad(mass_NV, (0, missing)) if missing else mass_NV
+    blocks = padded.reshape(len(padded), -1, BLOCK)
     # Summed in its own type: in fp64 torch would first copy the whole vocabulary.
     block_mass = blocks.sum(dim=-1).double()
     total = block_mass.sum(dim=-1)

@@ -200,12 +200,22 @@ def microbatches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     return groups[::-1]
 
 
-def shuffled_batches(rows: Sequence[int], batch_size: int, *, epochs: int, seed: int) -> list[list[int]]:
-    """Return the rows of every optimizer step: each epoch in a fresh order; a last partial batch is kept."""
+def shuffled_batches(
+    rows: Sequence[int], batch_size: int, *, epochs: int, seed: int, groups: Sequence[str] | None = None
+) -> list[list[int]]:
+    """Return the rows of every optimizer step: each epoch in a fresh order; a last partial batch is kept.
+
+    Rows of one group (`groups` names each row's) follow one another, so that texts they share meet in a batch.
+    """
     batches: list[list[int]] = []
     for epoch in range(epochs):
         order = list(rows)
         random.Random(derive_seed(seed, "order", epoch)).shuffle(order)
+        if groups is not None:
+            place: dict[str, int] = {}
+            for row in order:
+                place.setdefault(groups[row], len(place))
+            order.sort(key=lambda row: place[groups[row]])
         batches += [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     return batches
 

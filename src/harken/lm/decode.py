@@ -69,18 +69,19 @@ class RoomyLayer(DynamicLayer):
             self.lazy_initialization(key_states, value_states)
             self._all = (self._take(key_states), self._take(value_states))
             self._set_views(len(key_states), 0)
+        keys, values = self._all
         rows, start, end = len(key_states), self.get_seq_length(), self.get_seq_length() + key_states.shape[2]
-        for memory, new in zip(self._all, (key_states, value_states), strict=True):
-            memory[:rows, :, start:end] = new
+        keys[:rows, :, start:end], values[:rows, :, start:end] = key_states, value_states
         self._set_views(rows, end)
-        return self.keys, self.values
+        return keys[:rows, :, :end], values[:rows, :, :end]
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Give each row `repeats` copies."""
         assert self._all is not None
-        rows, length = len(self.keys) * repeats, self.get_seq_length()
-        self._all = tuple(memory.repeat_interleave(repeats, dim=0) for memory in self._all)
-        self._set_views(rows, length)
+        keys, values = self._all
+        length = self.get_seq_length()
+        self._all = keys.repeat_interleave(repeats, dim=0), values.repeat_interleave(repeats, dim=0)
+        self._set_views(len(self._all[0]), length)
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Go on with these rows; only those that change their place are copied."""

@@ -90,9 +90,20 @@ def can_share_prompts(trunk: Trunk, longest: Sequence[Tokens]) -> bool:
 
 def completion_values(trunk: Trunk, role: str, batch: Batch) -> Tensor:
     """Return (B, S) fp32, the critic's estimate before each completion token, 0 elsewhere; differentiable."""
-    states = preceding_states(trunk.hidden(role, batch), batch.completion_mask)
-    values = trunk.head(role, states)
-    return values.new_zeros(batch.ids.shape).masked_scatter(batch.completion_mask, values)
+    return values_of_states(trunk, role, completion_states(trunk, role, batch), batch.completion_mask)
+
+
+def completion_states(trunk: Trunk, role: str, batch: Batch) -> Tensor:
+    """Return (B, S, H), a role's state before each completion token, 0 elsewhere; differentiable."""
+    hidden = trunk.hidden(role, batch)
+    mask = batch.completion_mask
+    return torch.zeros_like(hidden).masked_scatter(mask[..., None], preceding_states(hidden, mask))
+
+
+def values_of_states(trunk: Trunk, role: str, states: Tensor, completion_mask: Tensor) -> Tensor:
+    """Return (B, S) fp32, what a role's head reads from `completion_states`; differentiable."""
+    values = trunk.head(role, states[completion_mask])
+    return values.new_zeros(completion_mask.shape).masked_scatter(completion_mask, values)
 
 
 def sequence_scores(trunk: Trunk, role: str, batch: Batch) -> Tensor:

@@ -119,7 +119,7 @@ def _decode(
     n: int,
 ) -> list[Sampled]:
     network: Any = trunk.network(role)
-    decoder = LlamaDecoder(network, role) if is_supported(network) else ModelDecoder(network)
+    decoder = LlamaDecoder(network, trunk.switch.role) if is_supported(network) else ModelDecoder(network)
     logits_fn = trunk.logits_fn(role)
     stop_ids = torch.tensor(sorted(trunk.chat.stop_ids), device=trunk.device)
     # One stream a row, drawn up front: (rows, max_new_tokens).

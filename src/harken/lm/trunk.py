@@ -35,6 +35,8 @@ class Role:
     full_model: PreTrainedModel | None = None
     """A trainable copy of the base, for full fine-tuning."""
     lora: LoraConfig | None = None
+    through: str | None = None
+    """The role whose adapters it reads through, where it has none of its own."""
     head: nn.Linear | None = None
     """States (N, H) fp32 to scalars (N, 1)."""
     gain: float = 1.0
@@ -72,16 +74,25 @@ class Trunk:
         embeddings: Any = self.model.get_input_embeddings()
         return int(embeddings.weight.shape[1])
 
-    def add_role(self, name: str, tune: LoraConfig | FullConfig | None, *, seed: int, head: bool = False) -> None:
+    def add_role(
+        self,
+        name: str,
+        tune: LoraConfig | FullConfig | None,
+        *,
+        seed: int,
+        head: bool = False,
+        through: str | None = None,
+    ) -> None:
         """Add a role that starts as the base itself.
 
         Args:
             name: such as `policy`.
-            tune: adapters, a full copy, or None for a head on the base as it is.
+            tune: adapters, a full copy, or None for a head on the base as it is, or as another role has it.
             seed: of the adapters' and head's random initialization.
             head: add a scalar head, N(0, 1/sqrt(width + 1)) with bias 0 (OpenAI 2019).
+            through: with `tune` None: the role whose adapters it reads through, without training them.
         """
-        role = Role()
+        role = Role(through=through)
         match tune:
             case LoraConfig():
                 role.lora = tune
@@ -107,7 +118,7 @@ class Trunk:
         """Return (B, S, H), the last layer's states of a batch under a role (None = reference)."""
         network: Any = self.network(role)
         if is_supported(network):
-            return hidden_states(network, role, batch.ids, batch.position_ids, batch.attention_mask())
+            return hidden_states(network, self.switch.role, batch.ids, batch.position_ids, batch.attention_mask())
         inputs: dict[str, Any] = {"input_ids": batch.ids, "use_cache": False}
         if batch.position_ids is not None:
             inputs["position_ids"] = batch.position_ids
@@ -118,10 +129,14 @@ class Trunk:
         return network.base_model(**inputs).last_hidden_state
 
     def network(self, role: str | None) -> PreTrainedModel:
-        """Return the model that computes a role, its adapters switched on."""
-        full = self.roles[role].full_model if role is not None else None
-        self.switch.role = role if full is None else None
-        return self.model if full is None else full
+        """Return the model that computes a role, its adapters switched on (`switch.role` says whose those are)."""
+        own = Role() if role is None else self.roles[role]
+        self.switch.role = (own.through or role) if own.full_model is None else None
+        return self.model if own.full_model is None else own.full_model
+
+    def has_frozen_body(self, role: str) -> bool:
+        """Whether only a role's head learns, so that its states stay as they are."""
+        return self.roles[role].lora is None and self.roles[role].full_model is None
 
     def logits_fn(self, role: str | None) -> Callable[[Tensor], Tensor]:
         """Return the output layer of a role: states (N, H) to logits (N, V)."""

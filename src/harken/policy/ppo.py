@@ -12,16 +12,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from harken.config import AdaptiveKl, FullConfig, LoraConfig, PpoConfig
+from harken.config import AdaptiveKl, FullConfig, PpoConfig
 from harken.core.advantages import gae, scale_to_unit_std, whiten
 from harken.core.kl import adaptive_kl_coef, kl_k1, kl_k3
 from harken.core.policy_loss import entropy_bonus, ppo_policy_loss
 from harken.core.rewards import apply_stop_penalty, clip_scores, token_rewards
 from harken.core.value_loss import clipped_value_loss, explained_variance
 from harken.errors import DataError
-from harken.lm.batch import microbatches, padding_waste
+from harken.lm.batch import Batch, microbatches, padding_waste
 from harken.lm.checkpoint import load_training, save_training
-from harken.lm.forward import completion_logprobs, completion_values
+from harken.lm.forward import completion_logprobs, completion_values, values_of_states
 from harken.lm.load import load_model
 from harken.lm.optim import Optimizer
 from harken.lm.trunk import Trunk
@@ -113,16 +113,18 @@ def prepare(model: str | Path, reward: Reward, config: PpoConfig, reporter: Repo
     """
     trunk = Trunk(load_model(model, compute=config.compute, chat=config.chat, notify=reporter.say))
     trunk.add_role(POLICY, config.tune, seed=derive_seed(config.seed, POLICY))
-    if isinstance(config.tune, FullConfig):
+    if isinstance(config.tune, FullConfig) and config.critic == "own":
         # Copies of the base are made before any reward model puts its adapters on it.
         trunk.add_role(CRITIC, config.tune, seed=derive_seed(config.seed, CRITIC), head=True)
     if isinstance(reward, SharesBase):
         reward.attach(trunk)
-    if isinstance(config.tune, LoraConfig):
+    if CRITIC not in trunk.roles:
         scorer = trunk.roles.get("reward")
-        tune = config.tune if scorer is None or scorer.lora is None else scorer.lora
-        trunk.add_role(CRITIC, tune, seed=derive_seed(config.seed, CRITIC), head=True)
-        if scorer is not None and scorer.lora is not None:
+        shared = scorer is not None and scorer.lora is not None
+        tune = None if config.critic == "head" else scorer.lora if scorer and shared else config.tune
+        through = "reward" if shared and tune is None else None
+        trunk.add_role(CRITIC, tune, seed=derive_seed(config.seed, CRITIC), head=True, through=through)
+        if shared:
             copy_reward_to_critic(trunk)
     check_output_layer(trunk)
     rollouts = config.prompts_per_step * config.completions_per_prompt
@@ -139,7 +141,7 @@ def copy_reward_to_critic(trunk: Trunk) -> None:
     tensors, scorer = trunk.state("reward"), trunk.roles["reward"]
     tensors["head.weight"] = tensors["head.weight"] * scorer.gain
     tensors["head.bias"] = tensors["head.bias"] * scorer.gain + scorer.bias
-    trunk.load_state(CRITIC, tensors)
+    trunk.load_state(CRITIC, {name: tensors[name] for name in trunk.parameters(CRITIC)})
 
 
 def update(state: PpoState, experience: Rollout, scores: Tensor, config: PpoConfig, *, step: int) -> dict[str, float]:
@@ -269,8 +271,9 @@ def minibatch_step(
         if read.entropy is not None:
             loss = loss - settings.entropy_coef * entropy_bonus(read.entropy, mask, denominator)
         torch.autograd.backward(loss)
+        states = experience.critic_states
         value = clipped_value_loss(
-            completion_values(trunk, CRITIC, part),
+            critic_values(trunk, part, None if states is None else states[index, :size]),
             experience.values[index, :size],
             targets.returns[index, :size],
             mask,
@@ -286,6 +289,13 @@ def minibatch_step(
     norms = {f"grad_norm_{role}": optimizer.step() for role, optimizer in state.optimizers.items()}
     waste = padding_waste([lengths[row] for row in rows], groups)
     return {**totals, **norms, "lr": rate, "padding_waste": waste}
+
+
+def critic_values(trunk: Trunk, batch: Batch, states: Tensor | None) -> Tensor:
+    """Return (B, S) values: from the critic's own pass, or from states (B, S, H) that were read once."""
+    if states is None:
+        return completion_values(trunk, CRITIC, batch)
+    return values_of_states(trunk, CRITIC, states, batch.completion_mask)
 
 
 def rollout_metrics(experience: Rollout, scores: Tensor, rewards: Tensor, kl_coef: float) -> dict[str, float]:

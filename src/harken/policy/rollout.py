@@ -8,7 +8,13 @@ from torch import Tensor
 
 from harken.config import PpoConfig
 from harken.lm.batch import Batch, Tokens, pad
-from harken.lm.forward import by_microbatch, completion_logprobs, completion_values
+from harken.lm.forward import (
+    by_microbatch,
+    completion_logprobs,
+    completion_states,
+    completion_values,
+    values_of_states,
+)
 from harken.lm.sample import completion_seeds, sample, to_completion
 from harken.lm.trunk import Trunk
 from harken.protocols import Reward, checked_scores
@@ -43,6 +49,8 @@ class Rollout:
     """(B, S) nats, adapters off."""
     values: Tensor
     """(B, S) score units, the critic before the update."""
+    critic_states: Tensor | None
+    """(B, S, H) states before the completion tokens, where only the critic's head learns: they stay as they are."""
     entropy: float
     """Mean over completion tokens, nats, before the update."""
     stopped: Tensor
@@ -81,6 +89,12 @@ def rollout(trunk: Trunk, prompts: Sequence[Prompt], config: PpoConfig, *, step:
     room = 4 * config.compute.microbatch_tokens
     old = by_microbatch(batch, _reader(trunk, POLICY, config), max_tokens=room)
     ref = by_microbatch(batch, _reader(trunk, None, config), max_tokens=room)
+    states = None
+    if trunk.has_frozen_body(CRITIC):
+        states = by_microbatch(batch, lambda part: completion_states(trunk, CRITIC, part), max_tokens=room)
+        values = values_of_states(trunk, CRITIC, states, batch.completion_mask)
+    else:
+        values = by_microbatch(batch, lambda part: completion_values(trunk, CRITIC, part), max_tokens=room)
     return Rollout(
         prompts=asked,
         completions=completions,
@@ -88,7 +102,8 @@ def rollout(trunk: Trunk, prompts: Sequence[Prompt], config: PpoConfig, *, step:
         sampler_logprobs=sampler_logprobs,
         old_logprobs=old[..., 0],
         ref_logprobs=ref[..., 0],
-        values=by_microbatch(batch, lambda part: completion_values(trunk, CRITIC, part), max_tokens=room),
+        values=values,
+        critic_states=states,
         entropy=float(old[..., 1].sum() / batch.completion_mask.sum()),
         stopped=torch.tensor([item.finish_reason == "stop" for item in drawn], device=trunk.device),
     )

@@ -1,7 +1,8 @@
-"""Rated completions -> preference pairs: random pairs within a prompt, by mean rating."""
+"""Rated completions -> preference pairs, within a prompt, by mean rating: random ones, or groups all with all."""
 
 import random
 from collections.abc import Iterable, Sequence
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -54,8 +55,9 @@ def pairs_from_ratings(rated: Iterable[RatedCompletion], config: PreferencesConf
 
     Both completions of a pair share prompt and split, differ in text, and differ by at least
     `config.min_difference` in mean rating; the higher mean is chosen. A completion is in at most
-    `config.pairs_per_item` pairs. The split is decided here, by text (`split_of`). The same config
-    and the same data give the same pairs, in whatever order the data comes.
+    `config.pairs_per_item` pairs, or in one group of `config.group_size` (training pairs only: held-out pairs stay
+    independent of each other). The split is decided here, by text (`split_of`). The same config and the same data give
+    the same pairs, in whatever order the data comes.
     """
     items = assign_splits(rated, heldout_fraction=config.heldout_fraction, seed=config.seed)
     groups: dict[tuple[Split, str], list[RatedCompletion]] = {}
@@ -67,13 +69,47 @@ def pairs_from_ratings(rated: Iterable[RatedCompletion], config: PreferencesConf
     }
     pairs: list[PreferencePair] = []
     for split, limit in limits.items():
-        drawn: list[_Pair] = []
+        drawn: list[list[_Pair]] = []
         for (group_split, prompt_id), members in sorted(groups.items(), key=lambda entry: entry[0]):
             if group_split == split:
-                drawn += _draw(members, config, random.Random(f"{config.seed}/{split}/{prompt_id}"))
+                rng = random.Random(f"{config.seed}/{split}/{prompt_id}")
+                if split == "train" and config.group_size is not None:
+                    drawn += _draw_groups(members, config.group_size, config, rng)
+                else:
+                    drawn += [[pair] for pair in _draw(members, config, rng)]
         random.Random(f"{config.seed}/{split}").shuffle(drawn)
-        pairs += [_pair(chosen, rejected, config) for chosen, rejected in drawn[:limit]]
+        made = [_pair(*pair, config, group=_group_id(group)) for group in drawn for pair in group]
+        pairs += made[:limit]
     return pairs
+
+
+def _draw_groups(
+    members: Sequence[RatedCompletion], size: int, config: PreferencesConfig, rng: random.Random
+) -> list[list[_Pair]]:
+    """Return the pairs of each random group of `size` completions, all with all that are far enough apart."""
+    order = list(members)
+    rng.shuffle(order)
+    texts = {item.completion.id: normalized_text(item.completion.message.content) for item in members}
+    groups: list[list[_Pair]] = []
+    for start in range(0, len(order), size):
+        # From high to low, so that the first of two is the chosen one.
+        ranked = sorted(order[start : start + size], key=lambda item: -item.mean)
+        groups.append(
+            [
+                (one, other)
+                for one, other in combinations(ranked, 2)
+                if one.mean - other.mean >= config.min_difference
+                and texts[one.completion.id] != texts[other.completion.id]
+            ]
+        )
+    return groups
+
+
+def _group_id(group: Sequence[_Pair]) -> str:
+    """Return the group of pairs that share completions; single pairs of one prompt are a group, too."""
+    if len(group) == 1:
+        return group[0][0].prompt.id
+    return content_id("group", *sorted({item.completion.id for pair in group for item in pair}))
 
 
 def _draw(members: Sequence[RatedCompletion], config: PreferencesConfig, rng: random.Random) -> list[_Pair]:
@@ -99,7 +135,9 @@ def _draw(members: Sequence[RatedCompletion], config: PreferencesConfig, rng: ra
     return pairs
 
 
-def _pair(chosen: RatedCompletion, rejected: RatedCompletion, config: PreferencesConfig) -> PreferencePair:
+def _pair(
+    chosen: RatedCompletion, rejected: RatedCompletion, config: PreferencesConfig, *, group: str
+) -> PreferencePair:
     difference = chosen.mean - rejected.mean
     weak, clear, strong = config.strength_cuts
     strength = 3 if difference >= strong else 2 if difference >= clear else 1
@@ -110,7 +148,7 @@ def _pair(chosen: RatedCompletion, rejected: RatedCompletion, config: Preference
         rejected=rejected.completion.message,
         strength=strength if difference >= weak else 0,
         soft_label=soft_label(chosen.ratings, rejected.ratings) if config.soft_labels else 1.0,
-        group=chosen.prompt.id,
+        group=group,
         split=chosen.split,
         judgment_ids=chosen.judgment_ids + rejected.judgment_ids,
         difference=difference,

@@ -74,7 +74,10 @@ def train_reward(
     encoded = [encode_pair(reward, pair, config) for pair in train]
     heldout_encoded = [encode_pair(reward, pair, config) for pair in heldout]
     shared = should_share(trunk, encoded)
-    batches = shuffled_batches(range(len(train)), config.batch_size, epochs=config.epochs, seed=config.seed)
+    groups = [pair.group for pair in train]
+    batches = shuffled_batches(
+        range(len(train)), config.batch_size, epochs=config.epochs, seed=config.seed, groups=groups
+    )
     optimizer = Optimizer(trunk.parameters(ROLE), config.optimizer, len(batches))
     if run.checkpoint_folder:
         load_training(run.checkpoint_folder, trunk, {ROLE: optimizer})
@@ -89,7 +92,7 @@ def train_reward(
         chosen_pairs = [train[index] for index in batches[step]]
         tokens = [encoded[index] for index in batches[step]]
         metrics = train_step(trunk, optimizer, chosen_pairs, tokens, config, shared=shared)
-        timer.measure("train", sum(side.size for pair in tokens for side in pair))
+        timer.measure("train", sum(side.size for side in distinct_sides(tokens)))
         run.log(step + 1, {**metrics, **timer.rates()})
         if (step + 1) % config.save_every == 0 and step + 1 < len(batches):
             run.save_checkpoint(step + 1, lambda folder: save_training(folder, trunk, {ROLE: optimizer}, {}))
@@ -155,22 +158,23 @@ def train_step(
             totals[name] = totals.get(name, 0.0) + float(value)
     rate = optimizer.learning_rate()
     norm = optimizer.step()
-    sizes = [shared_size(pair) for pair in encoded] if shared else [side.size for pair in encoded for side in pair]
+    sizes = [shared_size(pair) for pair in encoded] if shared else [side.size for side in distinct_sides(encoded)]
     waste = padding_waste(sizes, microbatches(sizes, PASS_TOKENS))
     return {**totals, "grad_norm": norm, "lr": rate, "padding_waste": waste}
 
 
 def should_share(trunk: Trunk, encoded: Sequence[EncodedPair]) -> bool:
     """Say whether both sides of a pair should stand in one row: prompts are long enough, and the model allows it."""
-    apart = sum(side.size for pair in encoded for side in pair)
+    apart = sum(side.size for side in distinct_sides(encoded))
     repeated = apart - sum(shared_size(pair) for pair in encoded)
     return repeated >= WORTH_SHARING * apart and can_share_prompts(trunk, max(encoded, key=shared_size))
 
 
-def paired_scores(trunk: Trunk, encoded: Sequence[EncodedPair], *, shared: bool) -> tuple[Tensor, Tensor]:
+def paired_scores(trunk: Trunk, encoded: Sequence[EncodedPair], *, shared: bool = False) -> tuple[Tensor, Tensor]:
     """Return scores (P,) of the chosen and (P,) of the rejected sides, differentiable.
 
-    Where they do not share a row, all sides are read in passes of similar length: the two of a pair often differ.
+    Where they do not share a row, a completion that is in several pairs is read once, and all are read in passes of
+    similar length: the two sides of a pair often differ.
     """
     if shared:
         groups = microbatches([shared_size(pair) for pair in encoded], PASS_TOKENS)
@@ -178,12 +182,23 @@ def paired_scores(trunk: Trunk, encoded: Sequence[EncodedPair], *, shared: bool)
         order = torch.tensor([row for rows in groups for row in rows], device=trunk.device)
         chosen, rejected = torch.cat(parts)[order.argsort()].unbind(1)
         return chosen, rejected
-    sides = [pair[0] for pair in encoded] + [pair[1] for pair in encoded]
+    sides = distinct_sides(encoded)
     groups = microbatches([side.size for side in sides], PASS_TOKENS)
     parts = [sequence_scores(trunk, ROLE, pad([sides[row] for row in rows], trunk.device)) for rows in groups]
     order = torch.tensor([row for rows in groups for row in rows], device=trunk.device)
     scores = torch.cat(parts)[order.argsort()]
-    return scores[: len(encoded)], scores[len(encoded) :]
+    place = {_key(side): row for row, side in enumerate(sides)}
+    chosen, rejected = ([place[_key(pair[side])] for pair in encoded] for side in (0, 1))
+    return scores[chosen], scores[rejected]
+
+
+def distinct_sides(encoded: Sequence[EncodedPair]) -> list[Tokens]:
+    """Return the sides of pairs, each sequence once."""
+    return list({_key(side): side for pair in encoded for side in pair}.values())
+
+
+def _key(side: Tokens) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    return tuple(side.prompt), tuple(side.completion)
 
 
 def unique_prompts(pairs: Sequence[PreferencePair]) -> list[Prompt]:
