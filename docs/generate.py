@@ -31,6 +31,7 @@ STAGES: dict[str, type[config.Config]] = {
     "A recipe (`harken run`)": config.RecipeConfig,
     "`harken sft`": config.SftConfig,
     "`harken reward`": config.RewardConfig,
+    "`harken dpo`": config.DpoConfig,
     "`harken ppo`": config.PpoConfig,
     "`harken generate`": config.GenerateConfig,
     "`harken evaluate`": config.EvaluateConfig,

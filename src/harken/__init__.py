@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from harken.config import (
         ChatConfig,
         ComputeConfig,
+        DpoConfig,
         EvaluateConfig,
         FullConfig,
         GenerateConfig,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from harken.pipeline import run_recipe
     from harken.policy.ppo import PpoState, ppo, update
     from harken.policy.ppo import prepare as prepare_ppo
+    from harken.policy.preference import dpo
     from harken.policy.rollout import Rollout, rollout, score
     from harken.policy.sft import sft
     from harken.preferences.pairs import preferences_from_export
@@ -53,8 +55,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "harken.config": (
-        "ChatConfig ComputeConfig EvaluateConfig FullConfig GenerateConfig LoraConfig OptimizerConfig PpoConfig "
-        "PreferencesConfig RecipeConfig RewardConfig SamplingConfig SftConfig load_recipe"
+        "ChatConfig ComputeConfig DpoConfig EvaluateConfig FullConfig GenerateConfig LoraConfig OptimizerConfig "
+        "PpoConfig PreferencesConfig RecipeConfig RewardConfig SamplingConfig SftConfig load_recipe"
     ),
     "harken.datasets": "read_completions read_demonstrations read_pairs read_prompts",
     "harken.errors": "HarkenError",
@@ -65,6 +67,7 @@ _HOMES = {
     "harken.lm.trunk": "Trunk",
     "harken.pipeline": "run_recipe",
     "harken.policy.ppo": "PpoState ppo prepare_ppo update",
+    "harken.policy.preference": "dpo",
     "harken.policy.rollout": "Rollout rollout score",
     "harken.policy.sft": "sft",
     "harken.preferences.pairs": "preferences_from_export",
@@ -84,6 +87,7 @@ __all__ = [
     "Completion",
     "ComputeConfig",
     "Demonstration",
+    "DpoConfig",
     "EvaluateConfig",
     "FeedbackStore",
     "FullConfig",
@@ -107,6 +111,7 @@ __all__ = [
     "SamplingConfig",
     "SftConfig",
     "Trunk",
+    "dpo",
     "evaluate",
     "generate",
     "load_model",

@@ -19,7 +19,7 @@ from harken.cli_collect import agreement, export, import_feedback, status
 from harken.cli_common import examples
 from harken.cli_doctor import doctor
 from harken.cli_loop import demo, init, report, run
-from harken.cli_stages import evaluate, generate, ppo, preferences, reward, score, sft
+from harken.cli_stages import dpo, evaluate, generate, ppo, preferences, reward, score, sft
 from harken.errors import HarkenError
 
 INTERRUPTED = 130
@@ -120,6 +120,13 @@ app.command(
         "harken reward --model out/sft --data pairs.jsonl --out out/reward",
     )
 )(reward)
+app.command(
+    epilog=examples(
+        "harken dpo --model out/sft --data pairs.jsonl --out out/dpo",
+        "harken dpo --model out/sft --data pairs.jsonl --out out/dpo \\",
+        "    --set loss.beta=0.3 --set optimizer.learning_rate=2e-5",
+    )
+)(dpo)
 app.command(
     epilog=examples(
         "harken ppo --model out/sft --prompts p.jsonl \\",

@@ -5,7 +5,7 @@ microbatches change a number.
 """
 
 DEFINITIONS: dict[str, str] = {
-    "step": "Optimizer step (sft, reward) or iteration (ppo), counted from 1.",
+    "step": "Optimizer step (sft, reward, dpo) or iteration (ppo), counted from 1.",
     "time_s": "Seconds the step took.",
     "tokens_per_s_train": "Tokens learned from per second (ppo: completion tokens times epochs).",
     "tokens_per_s_sample": "Completion tokens sampled and read by policy, reference and critic per second.",
@@ -13,10 +13,13 @@ DEFINITIONS: dict[str, str] = {
     "padding_waste": "Share of computed positions that held no token.",
     "lr": "Learning rate of the (policy's) optimizer.",
     "grad_norm": "Global gradient norm before clipping.",
-    "loss": "Mean loss: per completion token (sft), per weighted pair (reward).",
+    "loss": "Mean loss: per completion token (sft), per weighted pair (reward, dpo).",
     "heldout_loss": "Mean loss per completion token of held-out demonstrations.",
-    "accuracy": "Share of the batch's pairs in which the chosen side scored higher, ties half.",
+    "accuracy": "Share of the batch's pairs in which chosen scored higher (dpo: by implicit reward), ties half.",
     "score_margin": "Mean of chosen minus rejected score, raw score units.",
+    "reward_margin": "Mean implicit reward of the chosen side minus that of the rejected one (dpo).",
+    "chosen_reward": "Mean implicit reward of the chosen sides: beta times log pi - log pi_ref, summed over tokens.",
+    "rejected_reward": "The same of the rejected sides.",
     "score_mean": "Mean score of the step's completions, before clip and penalty.",
     "score_std": "Spread of those scores.",
     "reward_mean": "Mean over completions of the summed per-token rewards: penalized score minus KL cost.",

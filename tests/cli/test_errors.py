@@ -36,6 +36,7 @@ def here(tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) 
     return tmp_path
 
 
+DPO = ("dpo", "--model", "tiny", "--out", "out", "--data")
 SFT = ("sft", "--model", "tiny", "--out", "out", "--data")
 REWARD = ("reward", "--model", "tiny", "--out", "out", "--data")
 PPO = ("ppo", "--model", "tiny", "--prompts", "prompts.txt", "--out", "out", *FP32)
@@ -62,6 +63,7 @@ MISTAKES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "chosen equal to rejected": ((*REWARD, "equal.jsonl"), ("equal.jsonl:2", "chosen and rejected are identical")),
     "unknown key in a row": ((*REWARD, "key.jsonl"), ("key.jsonl:1: unknown key 'winner'", "chosen")),
     "strength off the scale": ((*REWARD, "strong.jsonl"), ("strong.jsonl:1", "strength")),
+    "demonstrations for dpo": ((*DPO, "demonstrations.jsonl"), ("demonstrations.jsonl:1: unknown key 'completion'",)),
     "pairs for sft": ((*SFT, "pairs.jsonl"), ("pairs.jsonl:1: unknown key 'chosen'",)),
     "unknown key in --set": ((*PPO_RULES, "--set", "stepz=1"), ("--set: unknown config key 'stepz'", "'steps'")),
     "unknown key in --config": ((*PPO_RULES, "--config", "key.toml"), ("key.toml", "'stepz'", "'steps'")),

@@ -34,6 +34,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> dict
                 *("reward", "--model", "out/sft", "--data", "pairs.jsonl", "--out", "out/reward"),
                 *(*FP32, *SMALL, *NORMALIZE),
             ),
+            "dpo": ("dpo", "--model", "out/sft", "--data", "pairs.jsonl", "--out", "out/dpo", *FP32, *SMALL),
             "ppo": (
                 *("ppo", "--model", "out/sft", "--prompts", "prompts.txt", "--out", "out/ppo"),
                 *("--reward", "out/reward", *FP32, *STEPS),
@@ -74,7 +75,12 @@ def test_commands_print_where_their_result_is(made: dict[str, Ended], here: Path
     assert made["ppo"].out == "out/ppo/model\n"
     assert made["report"].out == "page/report.html\n"
     assert made["reward"].out.endswith("out/reward/model\n")
-    for folder in ("out/sft/model", "out/ppo/model"):
+    found = json.loads((here / "out/dpo/evaluation.json").read_text())
+    assert made["dpo"].out.startswith(
+        f"accuracy on {found['num_pairs']} held-out pairs: {found['accuracy']['value']:.3f}"
+    )
+    assert made["dpo"].out.endswith("out/dpo/model\n")
+    for folder in ("out/sft/model", "out/dpo/model", "out/ppo/model"):
         assert (here / folder / "model.safetensors").is_file()
 
 

@@ -9,6 +9,7 @@ from types import ModuleType
 
 from tests.core import checks_distributions as low
 from tests.core import checks_losses as high
+from tests.core import checks_preference as preference
 
 CHECKS: dict[str, list[Callable[[ModuleType], None]]] = {
     "aggregate": [low.check_masked_sum, low.check_masked_moments],
@@ -41,6 +42,7 @@ CHECKS: dict[str, list[Callable[[ModuleType], None]]] = {
     ],
     "value_loss": [high.check_clipped_value_loss, high.check_explained_variance],
     "reward_loss": [high.check_bradley_terry, high.check_bradley_terry_at_random],
+    "preference_loss": [preference.check_dpo, preference.check_dpo_at_random, preference.check_dpo_gradient],
     "sft_loss": [high.check_completion_nll],
 }
 """Checks by module name in harken.core."""

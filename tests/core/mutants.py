@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 from tests.core import mutants_losses as losses
+from tests.core.mutants_preference import PREFERENCE_LOSS
 
 
 class Mutant(NamedTuple):
@@ -166,6 +167,7 @@ MUTANTS = [
         "importance": losses.IMPORTANCE,
         "value_loss": losses.VALUE_LOSS,
         "reward_loss": losses.REWARD_LOSS,
+        "preference_loss": PREFERENCE_LOSS,
         "sft_loss": losses.SFT_LOSS,
     }.items()
     for name, old, new in edits

@@ -8,6 +8,7 @@ import pytest
 from harken.config import AdaptiveKl, FullConfig, LoraConfig, OptimizerConfig, SamplingConfig, Tune
 from harken.errors import ResumeError
 from harken.policy.ppo import ppo
+from harken.policy.preference import dpo
 from harken.policy.sft import sft
 from harken.progress import QUIET, Reporter
 from harken.reward.train import train_reward
@@ -29,6 +30,12 @@ def _reward(model: Path, tune: Tune, save_every: int = 1) -> Stage:
     return lambda out, reporter: train_reward(model, material.pairs(), out, config, reporter=reporter)
 
 
+def _dpo(model: Path, tune: Tune, save_every: int = 1) -> Stage:
+    # 16 pairs in batches of 4, once: 4 steps.
+    config = material.dpo_config(tune=tune, save_every=save_every)
+    return lambda out, reporter: dpo(model, material.pairs(), out, config, reporter=reporter)
+
+
 def _ppo(model: Path, tune: Tune, save_every: int = 1) -> Stage:
     # Every part with a memory is at work: the KL controller, two schedules, prompts that begin a second lap.
     config = material.ppo_config(
@@ -40,7 +47,7 @@ def _ppo(model: Path, tune: Tune, save_every: int = 1) -> Stage:
     return lambda out, reporter: ppo(model, material.prompts(), material.count_letter, out, config, reporter=reporter)
 
 
-STAGES = {"sft": (_sft, 6), "reward": (_reward, 4), "ppo": (_ppo, 4)}
+STAGES = {"sft": (_sft, 6), "reward": (_reward, 4), "dpo": (_dpo, 4), "ppo": (_ppo, 4)}
 CASES = [(name, tune) for name in STAGES for tune in (LORA, FullConfig())]
 
 

@@ -1,5 +1,7 @@
 """Batches hold each sequence once, stay within the token budget, and do not change what a model computes."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
@@ -84,8 +86,27 @@ def test_microbatches_hold_each_row_once_within_the_budget(lengths: list[int], m
 
 
 def test_microbatches_group_rows_of_similar_length() -> None:
-    # Longest first: 10 and 9 fit into 20 tokens, then 3, 2, 2.
+    # Longest first: 10 and 9 fit into 20 tokens, then 3, 2, 2. A pass costs more than such padding.
     assert microbatches([2, 10, 3, 9, 2], 20) == [[1, 3], [2, 0, 4]]
+    # 700 beside two of 400 would pad 600 of 2,100; a pass costs 128. 400 and 390 pad 10.
+    assert microbatches([400, 700, 390], 2100) == [[1], [0, 2]]
+
+
+@given(st.lists(st.integers(1, 900), min_size=1, max_size=7), st.sampled_from([500, 2048, 20_000]))
+def test_microbatches_cost_the_least_of_all_ways_to_cut(lengths: list[int], max_tokens: int) -> None:
+    def cost(groups: list[list[int]]) -> float:
+        return sum(len(group) * max(group) + max(128, max_tokens / 64) for group in groups)
+
+    ordered = sorted(lengths, reverse=True)
+    ways: list[list[list[int]]] = []
+    for cuts in itertools.product([False, True], repeat=len(ordered) - 1):
+        groups = [[ordered[0]]]
+        for length, is_cut in zip(ordered[1:], cuts, strict=True):
+            groups = [*groups, [length]] if is_cut else [*groups[:-1], [*groups[-1], length]]
+        if all(len(group) == 1 or len(group) * max(group) <= max_tokens for group in groups):
+            ways.append(groups)
+    found = [[lengths[row] for row in group] for group in microbatches(lengths, max_tokens)]
+    assert cost(found) == pytest.approx(min(cost(groups) for groups in ways))
 
 
 def test_each_epoch_shows_each_row_once_in_a_fresh_order() -> None:

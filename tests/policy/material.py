@@ -10,6 +10,7 @@ from harken.artifacts import sha256_file
 from harken.config import (
     ChatConfig,
     ComputeConfig,
+    DpoConfig,
     OptimizerConfig,
     PpoConfig,
     RewardConfig,
@@ -116,6 +117,11 @@ def reward_config(**changes: Any) -> RewardConfig:
         "compute": COMPUTE,
     }
     return RewardConfig(**(settings | changes))
+
+
+def dpo_config(**changes: Any) -> DpoConfig:
+    settings: dict[str, Any] = {"batch_size": 4, "chat": RAW, "compute": COMPUTE}
+    return DpoConfig(**(settings | changes))
 
 
 def ppo_config(**changes: Any) -> PpoConfig:

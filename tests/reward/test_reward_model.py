@@ -265,6 +265,29 @@ def test_the_first_loss_is_bradley_terry_with_margins(tiny_model_dir: Path, tmp_
     assert material.rows(tmp_path / "metrics.jsonl")[0]["loss"] == pytest.approx(total / 4, rel=1e-5)
 
 
+def test_pairs_with_long_prompts_share_a_row_and_learn_the_same(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = material.prompt("say something in eight letters")
+    pairs = [pair.model_copy(update={"prompt": asked}) for pair in material.pairs()]
+    trunk = Trunk(load_model(tiny_model_dir, compute=material.COMPUTE, chat=material.RAW))
+    reward = RewardModel(trunk, material.COMPUTE)
+    long, short = (
+        [train_module.encode_pair(reward, pair, material.reward_config()) for pair in some]
+        for some in (pairs, material.pairs())
+    )
+    # Of 2 x (30 + 9) tokens 29 are computed twice; of 2 x (3 + 9) tokens 2 are.
+    assert train_module.should_share(trunk, long)
+    assert not train_module.should_share(trunk, short)
+    train_reward(tiny_model_dir, pairs, tmp_path / "shared", material.reward_config())
+    monkeypatch.setattr(train_module, "WORTH_SHARING", 1.0)
+    train_reward(tiny_model_dir, pairs, tmp_path / "apart", material.reward_config())
+    rows = [material.rows(tmp_path / name / "metrics.jsonl") for name in ("shared", "apart")]
+    for one, other in zip(*rows, strict=True):
+        for name in one.keys() - {"padding_waste"}:
+            assert other[name] == pytest.approx(one[name], rel=1e-3, abs=1e-5), name
+
+
 def test_a_completion_in_several_pairs_is_read_once(tiny_model_dir: Path) -> None:
     trunk = Trunk(load_model(tiny_model_dir, compute=material.COMPUTE, chat=material.RAW))
     trunk.add_role(ROLE, LoraConfig(rank=2), seed=0, head=True)

@@ -3,6 +3,7 @@
 from harken.config.base import Config, apply_overrides, build, differences, field_paths, load
 from harken.config.evaluate import EvaluateConfig, GenerateConfig
 from harken.config.ppo import AdaptiveKl, FixedKl, PpoConfig, PpoLossConfig, ScoreConfig
+from harken.config.preference import DpoConfig, DpoLossConfig
 from harken.config.preferences import PreferencesConfig
 from harken.config.recipe import (
     RECIPES,
@@ -30,6 +31,8 @@ __all__ = [
     "CollectConfig",
     "ComputeConfig",
     "Config",
+    "DpoConfig",
+    "DpoLossConfig",
     "EvaluateConfig",
     "FixedKl",
     "FullConfig",

@@ -11,6 +11,10 @@ from torch import Tensor
 from harken.core.masking import completion_mask_from_lengths
 from harken.runs import derive_seed
 
+PASS_COST = 128
+"""What a forward and backward pass costs beyond its tokens, as a number of tokens: 55 measured on one core of a CPU. A
+device that is faster by far has a larger `microbatch_tokens`, of which 1/64 is taken."""
+
 
 class Tokens(NamedTuple):
     """One prompt with one completion, as token ids."""
@@ -28,19 +32,23 @@ class Tokens(NamedTuple):
 class Batch:
     """Sequences side by side, padded on the right.
 
-    Real tokens never see padding: it stands behind them and attention looks back only, so no attention mask is needed.
+    Real tokens never see padding: it stands behind them and attention looks back only, so no attention mask is needed
+    but where several completions of one prompt share a row.
 
     Attributes:
         ids: (B, S) long; 0 where there is no token.
         completion_mask: (B, S) bool, True = completion token.
         lengths: (B,) long, prompt plus completion tokens of each row.
         position_ids: (B, S) long for packed rows, starting again at 0 with each sequence; None = 0, 1, 2, ...
+        segments: (B, S) long for rows of `pad_shared`: 0 = what all completions of the row share, k = the part of
+            completion k, which other completions do not see; None = one sequence a row, or packed ones.
     """
 
     ids: Tensor
     completion_mask: Tensor
     lengths: Tensor
     position_ids: Tensor | None = None
+    segments: Tensor | None = None
 
     @property
     def num_rows(self) -> int:
@@ -52,16 +60,27 @@ class Batch:
         index = torch.tensor(rows, device=self.ids.device)
         size = int(self.lengths[index].max())
         positions = None if self.position_ids is None else self.position_ids[index, :size]
+        segments = None if self.segments is None else self.segments[index, :size]
         return Batch(
             self.ids[index, :size],
             self.completion_mask[index, :size],
             self.lengths[index],
             positions,
+            segments,
         )
 
     def last_index(self) -> Tensor:
         """Return (B,) long, the index of each row's last real token."""
         return self.lengths - 1
+
+    def attention_mask(self) -> Tensor | None:
+        """Return (B, 1, S, S) bool, True = may attend, where completions share a row; None: all that stands before."""
+        if self.segments is None:
+            return None
+        size = self.ids.shape[1]
+        is_before = torch.ones(size, size, dtype=torch.bool, device=self.ids.device).tril()
+        asking, seen = self.segments[:, :, None], self.segments[:, None, :]
+        return (is_before & ((seen == 0) | (seen == asking)))[:, None]
 
 
 def pad(sequences: Sequence[Tokens], device: torch.device | str = "cpu") -> Batch:
@@ -116,16 +135,69 @@ def pack(sequences: Sequence[Tokens], row_length: int, device: torch.device | st
     return Batch(ids.to(device), mask.to(device), lengths.to(device), positions.to(device))
 
 
+def pad_shared(groups: Sequence[Sequence[Tokens]], device: torch.device | str = "cpu") -> Batch:
+    """Put all completions of one prompt into one row, so that the prompt is computed once.
+
+    The last token of the prompt is repeated before each completion: the state after it predicts the completion's first
+    token, and must stand right before that for the shift by one.
+
+        prompt but its last token | last, first completion | last, second completion
+
+    Args:
+        groups: one a row; all sequences of a group have the same prompt.
+        device: where the batch lives.
+    """
+    size = max(shared_size(group) for group in groups)
+    ids = torch.zeros(len(groups), size, dtype=torch.long)
+    mask = torch.zeros(len(groups), size, dtype=torch.bool)
+    positions = torch.zeros(len(groups), size, dtype=torch.long)
+    segments = torch.zeros(len(groups), size, dtype=torch.long)
+    for row, group in enumerate(groups):
+        prompt = group[0].prompt
+        assert all(sequence.prompt == prompt for sequence in group), "a group has one prompt"
+        start = len(prompt) - 1
+        ids[row, :start] = torch.tensor(prompt[:-1], dtype=torch.long)
+        positions[row, :start] = torch.arange(start)
+        for number, (_, completion) in enumerate(group, start=1):
+            end = start + 1 + len(completion)
+            ids[row, start:end] = torch.tensor([prompt[-1], *completion])
+            mask[row, start + 1 : end] = True
+            positions[row, start:end] = torch.arange(end - start) + len(prompt) - 1
+            segments[row, start:end] = number
+            start = end
+    lengths = torch.tensor([shared_size(group) for group in groups])
+    return Batch(ids.to(device), mask.to(device), lengths.to(device), positions.to(device), segments.to(device))
+
+
+def shared_size(group: Sequence[Tokens]) -> int:
+    """Return the number of tokens of a group's row in `pad_shared`."""
+    return len(group[0].prompt) - 1 + sum(1 + len(sequence.completion) for sequence in group)
+
+
 def microbatches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Group rows of similar length so that rows x longest stays within `max_tokens` (one row always fits)."""
+    """Group rows of similar length so that rows x longest stays within `max_tokens` (one row always fits).
+
+    Of all ways to cut the rows, sorted by length, the cheapest is taken: many small passes pad less, but each has a
+    price of its own (PASS_COST).
+    """
+    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    best = [(0.0, 0)]  # for the first 0, 1, 2, ... rows: the least cost, and where the last group of it starts
+    price = max(PASS_COST, max_tokens / 64)
+    for end in range(1, len(order) + 1):
+        options: list[tuple[float, int]] = []
+        for start in range(end - 1, -1, -1):
+            size = (end - start) * lengths[order[start]]
+            if size > max_tokens and start < end - 1:
+                break
+            options.append((best[start][0] + size + price, start))
+        best.append(min(options))
     groups: list[list[int]] = []
-    for row in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
-        longest = lengths[groups[-1][0]] if groups else 0
-        if groups and (len(groups[-1]) + 1) * longest <= max_tokens:
-            groups[-1].append(row)
-        else:
-            groups.append([row])
-    return groups
+    end = len(order)
+    while end:
+        start = best[end][1]
+        groups.append(order[start:end])
+        end = start
+    return groups[::-1]
 
 
 def shuffled_batches(

@@ -23,6 +23,14 @@ def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
         save_file({name: value.contiguous() for name, value in tensors.items()}, path)
 
 
+def publish_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write named tensors to one safetensors file that is there whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    save_tensors(temporary, tensors)
+    with storage_errors(path):
+        os.replace(temporary, path)
+
+
 @contextlib.contextmanager
 def _write_errors(path: Path) -> Generator[None]:
     """Turn a failed write into a `StorageError`; safetensors tells of a full disk in an error of its own."""

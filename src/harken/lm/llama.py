@@ -130,7 +130,9 @@ class LlamaLayers:
         return q, k, values
 
 
-def hidden_states(network: Any, role: str | None, ids: Tensor, position_ids: Tensor | None) -> Tensor:
+def hidden_states(
+    network: Any, role: str | None, ids: Tensor, position_ids: Tensor | None, allowed: Tensor | None = None
+) -> Tensor:
     """Return (B, S, H), the last layer's states of (B, S) tokens, padded on the right or packed; differentiable.
 
     Args:
@@ -138,12 +140,12 @@ def hidden_states(network: Any, role: str | None, ids: Tensor, position_ids: Ten
         role: whose adapters are on; None = none.
         ids: token ids.
         position_ids: (B, S), starting again at 0 with each packed sequence, which see only themselves; None = 0, 1, ...
+        allowed: (B, 1, S, S) bool, True = may read, where the positions do not say it.
     """
     layers = LlamaLayers(network, role)
     count, size = ids.shape
     steps = torch.arange(size, device=ids.device)
-    allowed = None
-    if position_ids is not None:
+    if position_ids is not None and allowed is None:
         sequence = (position_ids == 0).cumsum(1)
         allowed = ((sequence[:, :, None] == sequence[:, None]) & (steps[:, None] >= steps))[:, None]
     positions = steps.repeat(count) if position_ids is None else position_ids.flatten()

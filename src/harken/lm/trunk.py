@@ -118,10 +118,14 @@ class Trunk:
         """Return (B, S, H), the last layer's states of a batch under a role (None = reference)."""
         network: Any = self.network(role)
         if is_supported(network):
-            return hidden_states(network, self.switch.role, batch.ids, batch.position_ids)
+            return hidden_states(network, self.switch.role, batch.ids, batch.position_ids, batch.attention_mask())
         inputs: dict[str, Any] = {"input_ids": batch.ids, "use_cache": False}
         if batch.position_ids is not None:
             inputs["position_ids"] = batch.position_ids
+        if (mask := batch.attention_mask()) is not None:
+            # torch's attention takes True = may attend; the plain one of transformers adds the mask to the scores.
+            is_plain = network.config._attn_implementation == "eager"
+            inputs["attention_mask"] = (~mask).to(self.dtype) * torch.finfo(self.dtype).min if is_plain else mask
         return network.base_model(**inputs).last_hidden_state
 
     def network(self, role: str | None) -> PreTrainedModel:

@@ -55,7 +55,7 @@ def sft(
     train = encode(trunk, [item for item in demonstrations if item.split == "train"], config)
     heldout = encode(trunk, [item for item in demonstrations if item.split == "heldout"], config)
     check_stop_labels(trunk, train)
-    subset = draw_subset(len(train), config)
+    subset = draw_subset(len(train), config.max_demonstrations, config.seed)
     batches = shuffled_batches(subset, config.batch_size, epochs=config.epochs, seed=config.seed)
     optimizer = Optimizer(trunk.parameters(ROLE), config.optimizer, len(batches))
     if run.checkpoint_folder:
@@ -115,11 +115,11 @@ def check_stop_labels(trunk: Trunk, sequences: Sequence[Tokens]) -> None:
             raise SelfTestError("a demonstration's labels lack the stop token: the model would never learn to stop")
 
 
-def draw_subset(count: int, config: SftConfig) -> list[int]:
-    """Return which demonstrations are learned: `max_demonstrations` of them at random, or all."""
+def draw_subset(count: int, limit: int | None, seed: int) -> list[int]:
+    """Return which of `count` items are learned: `limit` of them at random, or all, in random order."""
     order = list(range(count))
-    random.Random(derive_seed(config.seed, "subset")).shuffle(order)
-    return order[: config.max_demonstrations]
+    random.Random(derive_seed(seed, "subset")).shuffle(order)
+    return order[:limit]
 
 
 def train_step(trunk: Trunk, optimizer: Optimizer, sequences: Sequence[Tokens], config: SftConfig) -> dict[str, float]:

@@ -1,0 +1,43 @@
+"""Mutants of the losses on preference pairs as (name, old source, new source); see mutants.py."""
+
+PREFERENCE_LOSS = [
+    ("pair swapped", "margins = chosen_rewards - rejected_rewards", "margins = rejected_rewards - chosen_rewards"),
+    ("rewards added", "margins = chosen_rewards - rejected_rewards", "margins = chosen_rewards + rejected_rewards"),
+    ("reference of chosen dropped", "(chosen_logprobs_P - ref_chosen_logprobs_P.detach())", "(chosen_logprobs_P)"),
+    (
+        "reference of rejected added",
+        "(rejected_logprobs_P - ref_rejected_logprobs_P.detach())",
+        "(rejected_logprobs_P + ref_rejected_logprobs_P.detach())",
+    ),
+    (
+        "references swapped",
+        "(chosen_logprobs_P - ref_chosen_logprobs_P.detach())",
+        "(chosen_logprobs_P - ref_rejected_logprobs_P.detach())",
+    ),
+    ("gradient into the reference", "- ref_chosen_logprobs_P.detach())", "- ref_chosen_logprobs_P)"),
+    ("gradient into the other reference", "- ref_rejected_logprobs_P.detach())", "- ref_rejected_logprobs_P)"),
+    ("beta dropped for chosen", "chosen_rewards = beta * (chosen_logprobs_P", "chosen_rewards = (chosen_logprobs_P"),
+    ("beta dropped for rejected", "beta * (rejected_logprobs_P", "1.0 * (rejected_logprobs_P"),
+    ("beta inverted", "chosen_rewards = beta * (chosen", "chosen_rewards = 1 / beta * (chosen"),
+    (
+        "soft label inverted",
+        "-labels * logsigmoid(margins) - (1.0 - labels)",
+        "-(1.0 - labels) * logsigmoid(margins) - labels",
+    ),
+    ("soft label ignored", "ones if soft_labels_P is None else soft_labels_P", "ones"),
+    ("the other label dropped", "- (1.0 - labels) * logsigmoid(-margins)", ""),
+    ("margin sign in the other label", "logsigmoid(-margins)", "logsigmoid(margins).mul(1)"),
+    ("weights ignored", "ones if weights_P is None else weights_P", "ones"),
+    ("weight squared", "LossOutput((weights * per_pair)", "LossOutput((weights**2 * per_pair)"),
+    ("weight dropped", "LossOutput((weights * per_pair)", "LossOutput((per_pair)"),
+    ("loss sign", "return LossOutput((weights", "return LossOutput(-(weights"),
+    ("plain mean", "per_pair).sum() / denominator", "per_pair).mean()"),
+    ("lead of the rejected", "lead = chosen_P - rejected_P", "lead = rejected_P - chosen_P"),
+    ("ties wrong", "+ 0.5 * (lead == 0)", "+ 0.0 * (lead == 0)"),
+    ("ties right", "+ 0.5 * (lead == 0)", "+ 1.0 * (lead == 0)"),
+    ("accuracy not weighted", "(weights_P * is_right)", "(is_right)"),
+    ("margin not weighted", "(weights_P * lead)", "(lead)"),
+    ("chosen reward is the margin", "(weights_P * chosen_P)", "(weights_P * lead)"),
+    ("rejected reward is the chosen", "(weights_P * rejected_P)", "(weights_P * chosen_P)"),
+    ("gradient does not reach the policy", "margins = chosen_rewards -", "margins = chosen_rewards.detach() -"),
+]
