@@ -41,7 +41,7 @@ from harken.runs import derive_seed
 SIDES = Path(__file__).resolve().parent / "sides"
 SOURCE = Path(__file__).resolve().parent.parent / "src"
 HARKEN = "Harken"
-CHECK_ROWS = 4
+CHECK_ROWS = 2
 SAMPLING_PROMPT = 64
 PPO_PROMPT = 128
 OPTIMIZER = {
