@@ -66,6 +66,7 @@ def emit(
     proof: dict[str, Any],
     settings: dict[str, Any],
     packages: dict[str, str],
+    peak: int | None = None,
 ) -> None:
     """Print the result line.
 
@@ -76,12 +77,13 @@ def emit(
         proof: what has to be equal on all sides, by name.
         settings: for people.
         packages: name -> version.
+        peak: bytes, where they were read before some work that does not count, such as saving.
     """
     row = {
         "side": name,
         "seconds": list(seconds),
         "tokens": list(tokens),
-        "peak_bytes": peak_bytes(),
+        "peak_bytes": peak_bytes() if peak is None else peak,
         "proof": proof,
         "settings": settings,
         "versions": packages,

@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Any
 from unittest import mock
 
-from common import now, read_lines
+from common import now, peak_bytes, read_lines
 
 from harken.config import ChatConfig, ComputeConfig, FullConfig, LoraConfig, OptimizerConfig, RewardConfig, SftConfig
 from harken.policy import sft as sft_module
@@ -20,12 +20,13 @@ NEVER = 10**9
 
 
 class StepClock(Reporter):
-    """A reporter that says nothing and takes the time of each step, by label."""
+    """A reporter that says nothing and takes the time of each step by label, and the peak memory up to then."""
 
     def __init__(self) -> None:
         """Start empty."""
         super().__init__(quiet=True)
         self.seconds: dict[str, list[float]] = {}
+        self.peak = 0
 
     def track(self, steps: Iterable[int], label: str, **_: Any) -> Iterator[int]:
         """Yield the steps; a step ends when the next one is asked for."""
@@ -34,6 +35,7 @@ class StepClock(Reporter):
             started = now()
             yield step
             own.append(now() - started)
+            self.peak = peak_bytes()
 
 
 def fine_tune(job: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
@@ -42,10 +44,10 @@ def fine_tune(job: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
     items = [Demonstration.model_validate(row["record"]) for row in data["rows"]]
     sizes = [len(row["prompt"]) + len(row["chosen"]) for row in data["rows"]]
     clock = StepClock()
-    with in_file_order(sft_module), tempfile.TemporaryDirectory(dir=job["scratch"]) as folder:
+    with watched(sft_module) as seen, tempfile.TemporaryDirectory(dir=job["scratch"]) as folder:
         sft_module.sft("smollm2", items, Path(folder) / "run", config, reporter=clock)
         rows = read_lines(Path(folder) / "run" / "metrics.jsonl")
-    return finished(job, clock.seconds["sft"], sizes, rows)
+    return finished(job, seen, clock, clock.seconds["sft"], sizes, rows)
 
 
 def reward(job: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
@@ -54,10 +56,10 @@ def reward(job: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
         margins=(0, 0, 0, 0), soft_labels=False, centering=0, normalization_samples=0, **training(job)
     )
     clock = StepClock()
-    with in_file_order(reward_module), tempfile.TemporaryDirectory(dir=job["scratch"]) as folder:
+    with watched(reward_module) as seen, tempfile.TemporaryDirectory(dir=job["scratch"]) as folder:
         reward_module.train_reward("smollm2", pairs_of(data), Path(folder) / "run", config, reporter=clock)
         rows = read_lines(Path(folder) / "run" / "metrics.jsonl")
-    return finished(job, clock.seconds["reward"], pair_sizes(data), rows)
+    return finished(job, seen, clock, clock.seconds["reward"], pair_sizes(data), rows)
 
 
 def preference(job: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
@@ -77,19 +79,20 @@ def preference(job: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
 
     clock = StepClock()
     with (
-        in_file_order(module),
+        watched(module) as seen,
         mock.patch.object(module, "reference_logprobs", timed_reference),
         tempfile.TemporaryDirectory(dir=job["scratch"]) as folder,
     ):
         module.dpo("smollm2", pairs_of(data), Path(folder) / "run", config, reporter=clock)
         rows = read_lines(Path(folder) / "run" / "metrics.jsonl")
-    steps = clock.seconds["dpo"]
-    result = finished(job, [seconds + reading / len(steps) for seconds in steps], pair_sizes(data), rows)
+    share = reading / len(clock.seconds["dpo"])
+    steps = [seconds + share for seconds in clock.seconds["dpo"]]
+    result = finished(job, seen, clock, steps, pair_sizes(data), rows)
     if job["check"]:
         assert found is not None
         chosen, rejected = found[: job["batch_size"]].mean(0).tolist()
         result["proof"] |= {"log p of chosen": chosen, "log p of rejected": rejected}
-    result["settings"]["reference"] = f"read once, {reading / len(steps):.2f} s of each step"
+    result["settings"]["reference"] = f"read once, {share:.2f} s of each step"
     return result
 
 
@@ -107,8 +110,13 @@ def training(job: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def in_file_order(module: ModuleType) -> Iterator[None]:
-    """Let a training loop read its data in the order of the file, so that step by step all sides read the same."""
+def watched(module: ModuleType) -> Iterator[dict[str, Any]]:
+    """Let a training loop read its data in the order of the file, so that step by step all sides read the same.
+
+    Yields: facts that become known in the loop: the type that was chosen for weights and activations.
+    """
+    seen: dict[str, Any] = {}
+    load_model = module.load_model
 
     def batches(rows: Sequence[int], batch_size: int, **_: Any) -> list[list[int]]:
         return [list(rows[start : start + batch_size]) for start in range(0, len(rows), batch_size)]
@@ -116,11 +124,17 @@ def in_file_order(module: ModuleType) -> Iterator[None]:
     def subset(count: int, *_: Any) -> list[int]:
         return list(range(count))
 
+    def load(*arguments: Any, **options: Any) -> Any:
+        loaded = load_model(*arguments, **options)
+        seen["dtype"] = str(loaded.model.dtype).removeprefix("torch.")
+        return loaded
+
     with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(module, "load_model", load))
         stack.enter_context(mock.patch.object(module, "shuffled_batches", batches))
         if hasattr(module, "draw_subset"):
             stack.enter_context(mock.patch.object(module, "draw_subset", subset))
-        yield
+        yield seen
 
 
 def pairs_of(data: dict[str, Any]) -> list[PreferencePair]:
@@ -134,7 +148,12 @@ def pair_sizes(data: dict[str, Any]) -> list[int]:
 
 
 def finished(
-    job: dict[str, Any], seconds: list[float], sizes: list[int], rows: list[dict[str, float]]
+    job: dict[str, Any],
+    seen: dict[str, Any],
+    clock: StepClock,
+    seconds: list[float],
+    sizes: list[int],
+    rows: list[dict[str, float]],
 ) -> dict[str, Any]:
     """Return what `emit` takes: tokens by step; losses, and with all weights the first gradient's norm, as proof."""
     batch = job["batch_size"]
@@ -144,5 +163,5 @@ def finished(
         proof = {f"loss of step {row['step']}": row["loss"] for row in rows}
         if job["tune"] == "full":  # adapters start from random numbers, and their gradients differ with them
             proof["gradient norm of step 1"] = rows[0]["grad_norm"]
-    settings = {"dtype": job["dtype"], "tune": job["tune"], "microbatch_tokens": ComputeConfig().microbatch_tokens}
-    return {"seconds": seconds, "tokens": tokens, "proof": proof, "settings": settings}
+    settings = {**seen, "tune": job["tune"], "microbatch_tokens": ComputeConfig().microbatch_tokens}
+    return {"seconds": seconds, "tokens": tokens, "proof": proof, "settings": settings, "peak": clock.peak}
