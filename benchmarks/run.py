@@ -213,7 +213,7 @@ def select(phase: Phase, work: Path) -> dict[str, Any]:
     say(f"{phase.name}: choosing the data")
     loaded = load_model(
         "smollm2", compute=ComputeConfig(dtype="bfloat16"), chat=ChatConfig(template=phase.template), notify=say
-    )  # pyright: ignore[reportArgumentType]
+    )
     chat, tokenizer = loaded.chat, loaded.chat.tokenizer
     steps = phase.warmup + phase.steps
     match phase.name:
@@ -259,9 +259,10 @@ def curve(phase: Phase, arguments: argparse.Namespace) -> dict[str, Any]:
     points: list[dict[str, Any]] = []
     by_rows = [(rows, phase.new_tokens) for rows in arguments.curve_rows]
     by_tokens = [(phase.rows, tokens) for tokens in arguments.curve_tokens]
+    data = select(phase.changed(rows=max([phase.rows, *arguments.curve_rows])), arguments.work)
     for rows, tokens in dict.fromkeys([*by_rows, *by_tokens]):
         one = phase.changed(rows=rows, new_tokens=tokens)
-        file = write_data(arguments.work / "curve.json", select(one, arguments.work))
+        file = write_data(arguments.work / "curve.json", {**data, "rows": data["rows"][:rows]})
         result = run_side(one, None, file, arguments, check=False)
         seconds, drawn = timed(result, phase.warmup)
         points.append({"rows": rows, "new_tokens": tokens, "seconds": seconds, "peak_bytes": result["peak_bytes"]})

@@ -59,7 +59,7 @@ def split_dialogue(text: str) -> tuple[tuple[Message, ...], str] | None:
     expected = ["Human", "Assistant"] * (len(turns) // 2)
     if not turns or [name for name, _, _ in turns] != expected or not all(said.strip() for _, _, said in turns):
         return None
-    messages = tuple(Message(role=ROLES[name], content=said.strip()) for name, _, said in turns)  # pyright: ignore[reportArgumentType]
+    messages = tuple(Message(role=ROLES[name], content=said.strip()) for name, _, said in turns)
     return messages[:-1], messages[-1].content
 
 

@@ -86,6 +86,7 @@ def make(job: dict[str, Any], data: dict[str, Any]) -> tuple[Any, Any]:
         "learning_rate": chosen["learning_rate"],
         "lr_scheduler_type": "constant",
         "num_sample_generations": 0,
+        "use_cpu": not torch.cuda.is_available(),  # else bf16 is refused where there is no GPU
         "save_strategy": "no",
         "report_to": "none",
         "logging_steps": 1,

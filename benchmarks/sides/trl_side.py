@@ -79,6 +79,7 @@ def arguments(job: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
         "max_grad_norm": chosen["max_grad_norm"],
         "lr_scheduler_type": "constant",
         "train_sampling_strategy": "sequential",
+        "use_cpu": not torch.cuda.is_available(),  # else bf16 is refused where there is no GPU
         "save_strategy": "no",
         "report_to": "none",
         "logging_steps": 1,
