@@ -137,18 +137,18 @@ def best_peer(rows: Sequence[Row]) -> Row | None:
 
 
 def text_table(rows: Sequence[Row], unit: str) -> str:
-    """Return the rows as a Markdown table, the fastest peer's ratio in bold."""
+    """Return the rows as a Markdown table, the fastest peer's ratios in bold."""
     best = best_peer(rows)
     lines = [
-        f"| side | seconds (least-most of {rows[0].runs}) | tokens/s | {unit}/s | peak memory | Harken is |",
-        "|---|---|---|---|---|---|",
+        f"| side | seconds (least-most of {rows[0].runs}) | tokens/s | {unit}/s | peak memory | Harken's speed | Harken's memory |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        ratio = "" if row is rows[0] else f"{row.times_slower:.2f} x faster, {row.times_memory:.2f} x smaller"
-        ratio = f"**{ratio}**" if row is best else ratio
+        ratios = ("", "") if row is rows[0] else (f"{row.times_slower:.2f} x", f"1/{row.times_memory:.2f}")
+        speed, memory = (f"**{ratio}**" for ratio in ratios) if row is best else ratios
         lines.append(
             f"| {row.name} | {row.seconds:.2f} ({row.seconds_least:.2f}-{row.seconds_most:.2f}) "
-            f"| {row.tokens_per_s:,.0f} | {row.items_per_s:.3g} | {row.peak_gb:.2f} GB | {ratio} |"
+            f"| {row.tokens_per_s:,.0f} | {row.items_per_s:.3g} | {row.peak_gb:.2f} GB | {speed} | {memory} |"
         )
     return "\n".join(lines)
 

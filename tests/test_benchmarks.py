@@ -70,9 +70,9 @@ def test_ratios_are_of_medians_and_the_fastest_peer_counts() -> None:
     assert best_peer(rows) is fast
     assert best_peer(rows[:1]) is None
     table = text_table(rows, "rows")
-    assert "| Harken | 3.00 (2.00-4.00) | 10 | 2 | 2.00 GB |  |" in table
-    assert "**2.00 x faster, 0.50 x smaller**" in table
-    assert "| 4.00 x faster, 4.00 x smaller |" in table
+    assert "| Harken | 3.00 (2.00-4.00) | 10 | 2 | 2.00 GB |  |  |" in table
+    assert "| **2.00 x** | **1/0.50** |" in table
+    assert "| 4.00 x | 1/4.00 |" in table
 
 
 def test_losses_within_a_thousandth_are_equal() -> None:

@@ -57,7 +57,7 @@ def main() -> None:
             "weights": str(trainer.model.dtype).removeprefix("torch."),
             "bf16 autocast": args.bf16,
             "recomputation": args.gradient_checkpointing,
-            "optimizer": str(args.optim),
+            "optimizer": args.optim.value,
         },
         packages=versions("torch", "transformers", "trl", "accelerate"),
     )
