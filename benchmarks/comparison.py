@@ -140,7 +140,8 @@ def text_table(rows: Sequence[Row], unit: str) -> str:
     """Return the rows as a Markdown table, the fastest peer's ratios in bold."""
     best = best_peer(rows)
     lines = [
-        f"| side | seconds (least-most of {rows[0].runs}) | tokens/s | {unit}/s | peak memory | Harken's speed | Harken's memory |",
+        f"| side | seconds (least-most of {rows[0].runs}) | tokens/s | {unit}/s | peak memory "
+        "| Harken's speed | Harken's memory |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
