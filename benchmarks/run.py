@@ -31,7 +31,7 @@ from venvs import interpreter
 
 from harken.artifacts import read_records, write_json
 from harken.config import ChatConfig, CollectConfig, ComputeConfig, PreferencesConfig
-from harken.errors import HarkenError, SelfTestError
+from harken.errors import HarkenError, SelfTestError, UsageError
 from harken.lm.load import load_model
 from harken.lm.trunk import Trunk
 from harken.pipeline import collect, machine, prepare
@@ -99,7 +99,7 @@ def compare(phase: Phase, arguments: argparse.Namespace) -> dict[str, Any]:
     """Prove equal work, run the sides by turns, print the table; return the report."""
     name = arguments.peer or next(iter(phase.peers))
     if name not in phase.peers:
-        raise SelfTestError(f"phase {phase.name} has no peer {name!r}; there are: {', '.join(phase.peers)}")
+        raise UsageError(f"phase {phase.name} has no peer {name!r}; there are: {', '.join(phase.peers)}")
     variants = phase.peers[name][: arguments.variants]
     data = select(phase, arguments.work)
     prove(phase, variants[0], data, arguments)
