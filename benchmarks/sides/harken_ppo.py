@@ -1,0 +1,123 @@
+"""Harken's side of the ppo phase: `rollout`, `score`, `update`, the three parts of a step."""
+
+from collections.abc import Sequence
+from typing import Any
+from unittest import mock
+
+import torch
+from common import now
+
+from harken.config import ComputeConfig, FixedKl, FullConfig, LoraConfig, OptimizerConfig, PpoConfig, SamplingConfig
+from harken.config.ppo import ScoreConfig
+from harken.lm.batch import Tokens
+from harken.lm.sample import Sampled
+from harken.lm.trunk import Trunk
+from harken.policy import rollout as rollout_module
+from harken.policy.ppo import prepare, rollout, score, update
+from harken.records import Completion, Prompt
+from harken.reward.model import RewardModel
+
+
+class FreshReward:
+    """A reward model that lives on the policy's base, with adapters of rank 16 and a given head, untrained."""
+
+    def __init__(self, head: list[float], *, by_tokens: bool) -> None:
+        """Keep the head.
+
+        Args:
+            head: its weights, the same as the peer's.
+            by_tokens: read the tokens that were drawn, as TRL does, instead of encoding the completion's text anew.
+        """
+        self.head_weights = torch.tensor([head])
+        self.by_tokens = by_tokens
+
+    def attach(self, trunk: Trunk) -> None:
+        """Put the role on the base."""
+        trunk.add_role("reward", LoraConfig(rank=16, alpha=32), seed=1, head=True)
+        set_head(trunk, "reward", self.head_weights)
+        self.model = RewardModel(trunk, ComputeConfig())
+
+    def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float]:
+        """Return one score per completion."""
+        if not self.by_tokens:
+            return self.model(prompts, completions)
+        chat = self.model.chat
+        sequences = [
+            Tokens(chat.encode_prompt(prompt), list(completion.token_ids or ()))
+            for prompt, completion in zip(prompts, completions, strict=True)
+        ]
+        return self.model.score_tokens(sequences).tolist()
+
+
+def set_head(trunk: Trunk, role: str, weights: torch.Tensor) -> None:
+    """Set a role's head."""
+    head = trunk.roles[role].head
+    assert head is not None
+    with torch.no_grad():
+        head.weight.copy_(weights)
+        head.bias.zero_()
+
+
+def settings(job: dict[str, Any], count: int) -> PpoConfig:
+    """Return the settings: Harken's defaults where the peer has none of its own to match."""
+    optimizer = OptimizerConfig(**job["optimizer"])
+    return PpoConfig(
+        steps=job["warmup"] + job["steps"],
+        prompts_per_step=count,
+        epochs=1 if job["check"] else job["epochs"],
+        minibatch_size=count,
+        approx_kl_limit=None,
+        sampling=SamplingConfig(max_new_tokens=job["new_tokens"]),
+        kl=FixedKl(coef=0.05),
+        score=ScoreConfig(stop_penalty="none"),
+        tune=LoraConfig(rank=16, alpha=32) if job["tune"] == "lora" else FullConfig(),
+        policy_optimizer=optimizer,
+        critic_optimizer=optimizer,
+        compute=ComputeConfig(dtype=job["dtype"]),
+    )
+
+
+def ppo(job: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+    """Take warm-up and timed iterations, each of all prompts."""
+    prompts = [Prompt.model_validate(row["record"]) for row in data["rows"]]
+    config = settings(job, len(prompts))
+    reward = FreshReward(data["head"], by_tokens=job["check"])
+    state = prepare("smollm2", reward, config)
+    state.trunk.chat.stop_ids = frozenset({-1})  # no completion ends early, on either side
+    set_head(state.trunk, "critic", reward.head_weights)
+    if job["check"]:
+        return proof(job, data, state, prompts, reward, config)
+    seconds: list[float] = []
+    tokens: list[int] = []
+    for step in range(config.steps):
+        started = now()
+        experience = rollout(state.trunk, prompts, config, step=step)
+        scores = score(experience, reward)
+        update(state, experience, scores, config, step=step)
+        seconds.append(now() - started)
+        tokens.append(int(experience.batch.lengths.sum()))
+    facts = {"dtype": str(state.trunk.dtype).removeprefix("torch."), "tune": job["tune"], "epochs": config.epochs}
+    return {"seconds": seconds, "tokens": tokens, "proof": {}, "settings": facts}
+
+
+def proof(
+    job: dict[str, Any], data: dict[str, Any], state: Any, prompts: list[Prompt], reward: FreshReward, config: PpoConfig
+) -> dict[str, Any]:
+    """Take one step on completions that are given, and return what the peer must find too."""
+    given = [Sampled(row["completion"], [0.0] * len(row["completion"]), "length") for row in data["rows"]]
+    started = now()
+    with mock.patch.object(rollout_module, "sample", return_value=given):
+        experience = rollout(state.trunk, prompts, config, step=0)
+    scores = score(experience, reward)
+    nll = -float(experience.old_logprobs.sum(1).mean())
+    # Step 1: at step 0 `update` compares with what was sampled, and nothing was.
+    metrics = update(state, experience, scores, config, step=1)
+    found = {
+        "score": metrics["score_mean"],
+        "sequence KL": metrics["kl_sequence"],
+        "mean -log p of a completion": nll,
+        "policy loss": metrics["policy_loss"],
+        "value loss": metrics["value_loss"],
+    }
+    tokens = int(experience.batch.lengths.sum())
+    return {"seconds": [now() - started], "tokens": [tokens], "proof": found, "settings": {"tune": job["tune"]}}
