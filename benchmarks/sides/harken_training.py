@@ -10,7 +10,17 @@ from unittest import mock
 
 from common import now, peak_bytes, read_lines
 
-from harken.config import ChatConfig, ComputeConfig, FullConfig, LoraConfig, OptimizerConfig, RewardConfig, SftConfig
+from harken.config import (
+    ChatConfig,
+    ComputeConfig,
+    DpoConfig,
+    FullConfig,
+    LoraConfig,
+    OptimizerConfig,
+    RewardConfig,
+    SftConfig,
+)
+from harken.policy import preference as preference_module
 from harken.policy import sft as sft_module
 from harken.progress import Reporter
 from harken.records import Demonstration, PreferencePair
@@ -64,11 +74,8 @@ def reward(job: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
 
 def preference(job: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
     """Run `harken.policy.preference.dpo`; reading the reference, once before the steps, is shared out among them."""
-    from harken.config import DpoConfig  # noqa: PLC0415
-    from harken.policy import preference as module  # noqa: PLC0415
-
     config = DpoConfig(soft_labels=False, **training(job))
-    read_reference, reading, found = module.reference_logprobs, 0.0, None
+    read_reference, reading, found = preference_module.reference_logprobs, 0.0, None
 
     def timed_reference(*arguments: Any, **options: Any) -> Any:
         nonlocal reading, found
@@ -79,11 +86,11 @@ def preference(job: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
 
     clock = StepClock()
     with (
-        watched(module) as seen,
-        mock.patch.object(module, "reference_logprobs", timed_reference),
+        watched(preference_module) as seen,
+        mock.patch.object(preference_module, "reference_logprobs", timed_reference),
         tempfile.TemporaryDirectory(dir=job["scratch"]) as folder,
     ):
-        module.dpo("smollm2", pairs_of(data), Path(folder) / "run", config, reporter=clock)
+        preference_module.dpo("smollm2", pairs_of(data), Path(folder) / "run", config, reporter=clock)
         rows = read_lines(Path(folder) / "run" / "metrics.jsonl")
     share = reading / len(clock.seconds["dpo"])
     steps = [seconds + share for seconds in clock.seconds["dpo"]]
@@ -110,13 +117,13 @@ def training(job: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def watched(module: ModuleType) -> Iterator[dict[str, Any]]:
+def watched(preference_module: ModuleType) -> Iterator[dict[str, Any]]:
     """Let a training loop read its data in the order of the file, so that step by step all sides read the same.
 
     Yields: facts that become known in the loop: the type that was chosen for weights and activations.
     """
     seen: dict[str, Any] = {}
-    load_model = module.load_model
+    load_model = preference_module.load_model
 
     def batches(rows: Sequence[int], batch_size: int, **_: Any) -> list[list[int]]:
         return [list(rows[start : start + batch_size]) for start in range(0, len(rows), batch_size)]
@@ -130,10 +137,10 @@ def watched(module: ModuleType) -> Iterator[dict[str, Any]]:
         return loaded
 
     with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch.object(module, "load_model", load))
-        stack.enter_context(mock.patch.object(module, "shuffled_batches", batches))
-        if hasattr(module, "draw_subset"):
-            stack.enter_context(mock.patch.object(module, "draw_subset", subset))
+        stack.enter_context(mock.patch.object(preference_module, "load_model", load))
+        stack.enter_context(mock.patch.object(preference_module, "shuffled_batches", batches))
+        if hasattr(preference_module, "draw_subset"):
+            stack.enter_context(mock.patch.object(preference_module, "draw_subset", subset))
         yield seen
 
 

@@ -20,6 +20,7 @@ from transformers import (
 
 from harken.config import FullConfig, LoraConfig, SamplingConfig
 from harken.errors import SelfTestError
+from harken.lm import llama as llama_module
 from harken.lm import trunk as trunk_module
 from harken.policy import ppo as ppo_module
 from harken.policy import rollout as rollout_module
@@ -137,6 +138,19 @@ def test_an_output_layer_that_is_scaled_is_caught(tiny_model_dir: Path, tmp_path
     network.forward = scaled
     with pytest.raises(SelfTestError, match="changes its logits in a way Harken does not know"):
         check_output_layer(state.trunk)
+
+
+def test_layers_computed_in_another_way_than_the_models_are_caught(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = llama_module.LlamaLayers.rotations
+
+    def late(layers: llama_module.LlamaLayers, positions: torch.Tensor) -> Any:
+        return honest(layers, positions * 2)
+
+    monkeypatch.setattr(llama_module.LlamaLayers, "rotations", late)
+    with pytest.raises(SelfTestError, match="own forward pass by .* nats a token"):
+        _run(tiny_model_dir, tmp_path)
 
 
 def test_an_unknown_soft_cap_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,7 +71,30 @@ def check_first_rollout(trunk: Trunk, experience: Rollout, *, foreign: bool = Fa
             f"sampler and scorer log-probabilities differ by {mismatch:.2g} nats a token, expected at most {limit}; "
             f"{cause}"
         )
+    check_layers(trunk, experience)
     check_boundaries(trunk, experience)
+
+
+@torch.no_grad()
+def check_layers(trunk: Trunk, experience: Rollout) -> None:
+    """The reference's log-probabilities of the first completions equal those of the model's own forward pass.
+
+    Catches a model whose layers Harken's forward pass for models built like llama does not compute as it does.
+    """
+    part = experience.batch.select(range(min(2, experience.batch.num_rows)))
+    size, mask = part.ids.shape[1], part.completion_mask
+    network: Any = trunk.network(None)
+    states = network.base_model(input_ids=part.ids, use_cache=False).last_hidden_state
+    sampling = experience.completions[0].sampling
+    temperature = 1.0 if sampling is None else sampling.temperature
+    theirs = token_logprobs(states, part.ids, mask, trunk.logits_fn(None), temperature=temperature).logprobs
+    ours = experience.ref_logprobs[: part.num_rows, :size]
+    difference = float(((ours - theirs).abs() * mask).sum() / mask.sum())
+    if not difference <= TOLERANCE[trunk.dtype]:
+        raise SelfTestError(
+            f"log-probabilities differ from the model's own forward pass by {difference:.2g} nats a token, expected at "
+            f"most {TOLERANCE[trunk.dtype]}; Harken computes this model's layers in another way than the model does"
+        )
 
 
 def check_boundaries(trunk: Trunk, experience: Rollout) -> None:
