@@ -24,6 +24,7 @@ from harken.lm import llama as llama_module
 from harken.lm import trunk as trunk_module
 from harken.policy import ppo as ppo_module
 from harken.policy import rollout as rollout_module
+from harken.policy import selftest as selftest_module
 from harken.policy.ppo import ppo, prepare, update
 from harken.policy.rollout import POLICY, Rollout, rollout, score
 from harken.policy.selftest import check_boundaries, check_first_rollout, check_output_layer
@@ -149,7 +150,7 @@ def test_layers_computed_in_another_way_than_the_models_are_caught(
         return honest(layers, positions * 2)
 
     monkeypatch.setattr(llama_module.LlamaLayers, "rotations", late)
-    with pytest.raises(SelfTestError, match="own forward pass by .* nats a token"):
+    with pytest.raises(SelfTestError, match=r"own forward pass by .* nats a token"):
         _run(tiny_model_dir, tmp_path)
 
 
@@ -194,6 +195,7 @@ def test_log_probabilities_from_two_computations_are_caught(
         )
 
     _wrap_rollout(monkeypatch, off)
+    monkeypatch.setattr(selftest_module, "check_layers", lambda trunk, experience: None)  # it would notice first
     # exp(-0.2) = 0.8187; half of 0.2 squared = 0.02.
     with pytest.raises(SelfTestError, match=r"the ratio is 0\.8187 \(expected 1\) and the approximate KL 0\.02"):
         _run(tiny_model_dir, tmp_path)
