@@ -16,6 +16,22 @@ if TYPE_CHECKING:
 GB = 1e9
 
 
+GpuMemory = Annotated[float, typer.Option("--gpu-memory", metavar="GB", help="Memory of each.")]
+GpuRate = Annotated[
+    float, typer.Option("--gpu-tflops", metavar="X", help="Matrix rate of each in bf16, TFLOP/s (fp32: a half).")
+]
+GpuBandwidth = Annotated[float, typer.Option("--gpu-bandwidth", metavar="X", help="Memory bandwidth of each, GB/s.")]
+StageOption = Annotated[
+    Literal["ppo", "sft", "reward"], typer.Option("--stage", help="What is to be run.", metavar="S")
+]
+TuneOption = Annotated[
+    Literal["lora", "full"], typer.Option("--tune", metavar="T", help="lora (adapters) or full (all weights).")
+]
+PrecisionOption = Annotated[
+    Literal["bfloat16", "float32"], typer.Option("--precision", metavar="P", help="bfloat16 or float32.")
+]
+
+
 def bench(
     model: Annotated[
         str, typer.Option("--model", metavar="M", help="Folder, Hugging Face id, .gguf file, or smollm2.")
@@ -72,24 +88,14 @@ def plan(
         typer.Option("--model", metavar="SIZE", help="Size such as 7B, smollm2, a model folder, or a Hugging Face id."),
     ],
     gpus: Annotated[int, typer.Option("--gpus", metavar="N", min=1, help="Number of GPUs.")] = 1,
-    gpu_memory: Annotated[float, typer.Option("--gpu-memory", metavar="GB", help="Memory of each.")] = 80.0,
-    gpu_tflops: Annotated[
-        float, typer.Option("--gpu-tflops", metavar="X", help="Matrix rate of each in bf16, TFLOP/s (fp32: a half).")
-    ] = 990.0,
-    gpu_bandwidth: Annotated[
-        float, typer.Option("--gpu-bandwidth", metavar="X", help="Memory bandwidth of each, GB/s.")
-    ] = 3350.0,
+    gpu_memory: GpuMemory = 80.0,
+    gpu_tflops: GpuRate = 990.0,
+    gpu_bandwidth: GpuBandwidth = 3350.0,
     here: Annotated[bool, typer.Option("--here", help="This machine, measured now, in place of GPUs.")] = False,
-    stage: Annotated[
-        Literal["ppo", "sft", "reward"], typer.Option("--stage", help="What is to be run.", metavar="S")
-    ] = "ppo",
-    tune: Annotated[
-        Literal["lora", "full"], typer.Option("--tune", metavar="T", help="lora (adapters) or full (all weights).")
-    ] = "lora",
+    stage: StageOption = "ppo",
+    tune: TuneOption = "lora",
     rank: Annotated[int, typer.Option("--rank", metavar="N", min=1, help="Rank of the adapters.")] = 16,
-    precision: Annotated[
-        Literal["bfloat16", "float32"], typer.Option("--precision", metavar="P", help="bfloat16 or float32.")
-    ] = "bfloat16",
+    precision: PrecisionOption = "bfloat16",
     batch: Annotated[
         int, typer.Option("--batch", metavar="N", min=1, help="Completions of an iteration, or rows of a step.")
     ] = 64,
@@ -98,7 +104,7 @@ def plan(
     new_tokens: Annotated[int, typer.Option("--new-tokens", metavar="N", min=1, help="Of each row.")] = 256,
     microbatch_tokens: Annotated[
         int, typer.Option("--microbatch-tokens", metavar="N", min=1, help="As in compute.")
-    ] = (2048),
+    ] = 2048,
     sampling_rows: Annotated[int, typer.Option("--sampling-rows", metavar="N", min=1, help="Drawn together.")] = 64,
     as_json: JsonOption = False,
 ) -> None:

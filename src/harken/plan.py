@@ -15,8 +15,11 @@ from harken.errors import DataError, UsageError
 Phase = Literal["sampling", "scoring", "training"]
 PHASES: tuple[Phase, ...] = ("sampling", "scoring", "training")
 
-OVERHEAD_BYTES = 64 * 10**6
-"""Tokenizer, code and scratch that a process has beyond the libraries it imported (measured: 60 to 80 MB)."""
+OVERHEAD_BYTES = {2: 100 * 10**6, 4: 64 * 10**6}
+"""Tokenizer, code and scratch that a process has beyond the libraries it imported, by bytes of a weight.
+
+Measured on a CPU: 30 to 80 MB in fp32, 80 to 120 MB in bf16, whose kernels are compiled while running.
+"""
 
 EFFICIENCY: dict[Phase, float] = {"sampling": 0.35, "scoring": 0.4, "training": 0.35}
 """Share of the matrix rate that a phase reaches on this project's test machine (`harken bench`)."""
@@ -134,6 +137,8 @@ class Job:
     """Policy and critic; 1 for fine-tuning and for a reward model."""
     batch: int = 64
     """Rows of one step: completions, demonstrations, or sides of pairs."""
+    step_rows: int | None = None
+    """Rows of one optimizer step; None is all of the batch."""
     epochs: int = 1
     """Passes of training over those rows."""
     prompt_tokens: int = 64
@@ -157,7 +162,12 @@ class Job:
     @property
     def training_positions(self) -> int:
         """Positions of one training pass: whole rows, at least one."""
-        return min(self.batch, max(1, self.microbatch_tokens // self.row_tokens)) * self.row_tokens
+        return min(self.rows_of_step, max(1, self.microbatch_tokens // self.row_tokens)) * self.row_tokens
+
+    @property
+    def rows_of_step(self) -> int:
+        """Rows whose gradients are added up before an optimizer step."""
+        return min(self.batch, self.step_rows or self.batch)
 
 
 def resident_bytes(shape: ModelShape, job: Job) -> dict[str, int]:
@@ -169,7 +179,7 @@ def resident_bytes(shape: ModelShape, job: Job) -> dict[str, int]:
         "trained weights": trained * (job.weight_bytes if job.tune == "full" else 4),
         "fp32 masters": trained * 4 if has_masters else 0,
         "AdamW moments": trained * 8,
-        "process": OVERHEAD_BYTES,
+        "process": OVERHEAD_BYTES[job.weight_bytes],
     }
 
 
@@ -228,7 +238,7 @@ def _training(shape: ModelShape, job: Job) -> dict[str, int]:
         gradients = 4 * job.trained_roles * shape.adapter_parameters(job.rank)
         return {"gradients": gradients, "kept for backward": kept, "logits": logits}
     own = shape.parameters * job.weight_bytes
-    several = job.batch * job.row_tokens > positions
+    several = job.rows_of_step * job.row_tokens > positions
     # Roles take turns in each microbatch, so a role finds the gradients that the others left.
     held = own * job.trained_roles if several else own * (job.trained_roles - 1)
     # The output layer's gradient, and the one being added to it.
