@@ -1,6 +1,7 @@
 """What `harken plan` predicts, against published sizes, what autograd really keeps, and what torch really computes."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -53,11 +54,8 @@ def test_a_config_gives_the_matrices_that_the_model_has(name: str) -> None:
     trunk = make_trunk(name)
     shape = model_shape(trunk)
     output = trunk.model.get_output_embeddings()
-    linear = sum(
-        module.weight.numel()
-        for module in trunk.model.modules()
-        if type(module).__name__ in ("Linear", "Conv1D") and module is not output
-    )
+    modules: list[Any] = [module for module in trunk.model.modules() if module is not output]
+    linear = sum(module.weight.numel() for module in modules if type(module).__name__ in ("Linear", "Conv1D"))
     assert shape.layer_parameters == linear
     trunk.add_role("policy", LoraConfig(rank=4), seed=0)
     # GPT-2 and NeoX hold queries, keys and values in one matrix, with one adapter of its own.
