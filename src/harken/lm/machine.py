@@ -23,6 +23,8 @@ def synchronize(device: torch.device) -> None:
     """Wait for what was queued on a GPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def best_seconds(work: Callable[[], object], device: torch.device, *, runs: int = 3) -> float:
