@@ -14,8 +14,10 @@ from transformers import (
     GPTNeoXConfig,
     GraniteConfig,
     LlamaConfig,
+    MistralConfig,
     PreTrainedModel,
     Qwen2Config,
+    Qwen3Config,
 )
 
 from harken.lm.batch import Tokens
@@ -26,7 +28,7 @@ from tests.tiny import BOS_ID, END_ID, PAD_ID, make_tiny_tokenizer
 
 VOCAB = 259
 # Each has one feature that code written against llama forgets.
-ARCHITECTURES = ("llama", "gpt2", "gemma2", "granite", "cohere", "qwen2", "gpt_neox")
+ARCHITECTURES = ("llama", "gpt2", "gemma2", "granite", "cohere", "qwen2", "qwen3", "mistral", "gpt_neox")
 
 
 def _config(name: str) -> Any:
@@ -59,6 +61,10 @@ def _config(name: str) -> Any:
             return CohereConfig(**grouped, logit_scale=0.5)
         case "qwen2":  # bias in the attention projections, an output layer of its own
             return Qwen2Config(**grouped, tie_word_embeddings=False)
+        case "qwen3":  # queries and keys normalized head by head, heads wider than the model
+            return Qwen3Config(**grouped, head_dim=16)
+        case "mistral":  # a short window in every layer
+            return MistralConfig(**grouped, sliding_window=6)
         case "gpt_neox":  # fused projections with bias, parallel residual, output layer `embed_out`
             return GPTNeoXConfig(**shared, hidden_dropout=0.0, attention_dropout=0.0)
         case _:
@@ -74,6 +80,8 @@ def _built(name: str) -> PreTrainedModel:
             for key, value in model.named_parameters():
                 if key.endswith("bias"):
                     value.normal_(0.0, 0.3)
+                if key.endswith("norm.weight") or "layernorm.weight" in key:
+                    value.add_(torch.randn_like(value) * 0.2)
     return model.eval()
 
 

@@ -164,13 +164,16 @@ def inverse_cdf_sample(logprobs_NV: Tensor, uniforms_N: Tensor) -> Tensor:
     Raises:
         ValueError: if a uniform is outside [0, 1), or a row holds a NaN or no mass.
     """
-    if uniforms_N.shape != logprobs_NV.shape[:1]:
-        raise ValueError(f"{tuple(uniforms_N.shape)} uniforms, {logprobs_NV.shape[0]} rows")
-    if bool(((uniforms_N < 0) | (uniforms_N >= 1)).any()):
-        raise ValueError("uniforms outside [0, 1)")
+    _check_uniforms(uniforms_N, len(logprobs_NV))
+    return _draw(logprobs_NV.exp(), uniforms_N)[0]
+
+
+def _draw(mass_NV: Tensor, uniforms_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Token (N,) drawn in proportion to mass, and the mass (N,) fp64 of each row."""
     # First the block, then the token in it: cumulative sums in fp64 are then of short rows only.
-    mass = torch.nn.functional.pad(logprobs_NV.exp(), (0, -logprobs_NV.shape[1] % BLOCK))
-    blocks = mass.reshape(len(mass), -1, BLOCK)
+    missing = -mass_NV.shape[1] % BLOCK
+    # Padding copies the vocabulary, so it is left out where nothing is missing.
+    blocks = (torch.nn.functional.pad(mass_NV, (0, missing)) if missing else mass_NV).unflatten(1, (-1, BLOCK))
     # Summed in its own type: in fp64 torch would first copy the whole vocabulary.
     block_mass = blocks.sum(dim=-1).double()
     total = block_mass.sum(dim=-1)
@@ -181,7 +184,41 @@ def inverse_cdf_sample(logprobs_NV: Tensor, uniforms_N: Tensor) -> Tensor:
     target = uniforms_N.double() * total
     block, before = _first_past(block_mass, target)
     inside = blocks[torch.arange(len(block), device=block.device), block].double()
-    return block * BLOCK + _first_past(inside, target - before)[0]
+    return block * BLOCK + _first_past(inside, target - before)[0], total
+
+
+def draw_tokens(
+    logits_NV: Tensor, uniforms_N: Tensor, *, temperature: float, top_k: int, top_p: float
+) -> tuple[Tensor, Tensor]:
+    """One token for each row and its log-probability: `sampling_logprobs`, then `inverse_cdf_sample`.
+
+    Without top-k and top-p the vocabulary is gone over three times only: for the largest logit, the
+    exponentials and the sums of blocks.
+
+    Args:
+        logits_NV: (N, V), any float type.
+        uniforms_N: (N,) float in [0, 1).
+        temperature: as in ``sampling_logprobs``.
+        top_k: likewise.
+        top_p: likewise.
+
+    Returns:
+        tokens (N,) long, and their log-probabilities (N,) fp32 (fp64 for fp64 logits), nats.
+
+    Raises:
+        ValueError: if a setting or a uniform is outside its range, or a row holds a NaN or no mass.
+    """
+    if top_k or top_p < 1:
+        logprobs = sampling_logprobs(logits_NV, temperature=temperature, top_k=top_k, top_p=top_p)
+        tokens = inverse_cdf_sample(logprobs, uniforms_N)
+        return tokens, logprobs.gather(1, tokens[:, None]).squeeze(1)
+    _check_temperature(temperature)
+    _check_uniforms(uniforms_N, len(logits_NV))
+    tempered = _tempered(logits_NV, temperature)
+    largest = tempered.amax(dim=-1, keepdim=True)
+    tokens, total = _draw((tempered - largest).exp_(), uniforms_N)
+    chosen = tempered.gather(1, tokens[:, None]).squeeze(1)
+    return tokens, chosen - largest.squeeze(1) - total.log().to(tempered.dtype)
 
 
 def _first_past(mass_NK: Tensor, target_N: Tensor) -> tuple[Tensor, Tensor]:
@@ -193,6 +230,13 @@ def _first_past(mass_NK: Tensor, target_N: Tensor) -> tuple[Tensor, Tensor]:
     # The target may round up to the total, which no cumulative mass exceeds.
     index = torch.where(is_past.any(dim=-1), is_past.int().argmax(dim=-1), last_with_mass)
     return index, (cumulative - mass_NK).gather(1, index[:, None]).squeeze(1)
+
+
+def _check_uniforms(uniforms_N: Tensor, num_rows: int) -> None:
+    if uniforms_N.shape != (num_rows,):
+        raise ValueError(f"{tuple(uniforms_N.shape)} uniforms, {num_rows} rows")
+    if bool(((uniforms_N < 0) | (uniforms_N >= 1)).any()):
+        raise ValueError("uniforms outside [0, 1)")
 
 
 def _check_temperature(temperature: float) -> None:

@@ -43,23 +43,47 @@ def short_attention(
     special = options.get("dropout") or options.get("position_bias") is not None
     if num_keys > SHORT or (is_causal and length != num_keys) or special:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-    rows, heads, _, width = query.shape
+    scale = options.get("scaling") or query.shape[-1] ** -0.5
+    read = plain_attention(query, key, value, attention_mask, scale=scale, is_causal=is_causal)
+    return read.transpose(1, 2).contiguous(), None
+
+
+def plain_attention(
+    query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None, *, scale: float, is_causal: bool
+) -> Tensor:
+    """Attend by two products and a softmax in fp32.
+
+    Args:
+        query: (B, heads, Q, D).
+        key: (B, key heads, K, D); several query heads may share a key head.
+        value: like `key`.
+        allowed: (B or 1, 1, Q, K) bool, True = may attend; None = all.
+        scale: of the products.
+        is_causal: a query reads only keys up to its own place; Q and K are equal then.
+
+    Returns: (B, heads, Q, D).
+    """
+    rows, heads, length, width = query.shape
     groups = heads // key.shape[1]
-    scale = options.get("scaling") or width**-0.5
     # Query heads that share a key head are stacked along the queries, so that keys need not be repeated.
     stacked = query.reshape(rows, key.shape[1], groups * length, width) * scale
     scores = (stacked @ key.transpose(-1, -2)).float().unflatten(2, (groups, length))
     if is_causal:
-        allowed = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
-        scores = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min)
-    elif attention_mask is not None:
-        scores = scores.masked_fill(~attention_mask[:, :, None], torch.finfo(scores.dtype).min)
+        causal = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
+        scores = scores.masked_fill(~causal, torch.finfo(scores.dtype).min)
+    elif allowed is not None:
+        scores = scores.masked_fill(~allowed[:, :, None], torch.finfo(scores.dtype).min)
     weights = scores.softmax(-1).to(value.dtype).flatten(2, 3)
-    return (weights @ value).reshape(rows, heads, length, width).transpose(1, 2).contiguous(), None
+    return (weights @ value).reshape(rows, heads, length, width)
 
 
 AttentionInterface.register(NAME, short_attention)
 AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+def prefers_plain(query: Tensor) -> bool:
+    """Whether plain products are faster than torch's fused kernel for these queries: short, bf16, on a CPU."""
+    return query.shape[2] <= SHORT and query.dtype == torch.bfloat16 and query.device.type == "cpu"
 
 
 def use_short_attention(model: PreTrainedModel) -> None:

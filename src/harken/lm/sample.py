@@ -7,15 +7,16 @@ the temperature.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import DynamicCache
 
-from harken.core.logprobs import inverse_cdf_sample, sampling_logprobs
+from harken.core.logprobs import draw_tokens
 from harken.lm.chat import Chat
+from harken.lm.decode import ModelDecoder, kept_rows
+from harken.lm.decode_llama import LlamaDecoder
+from harken.lm.llama import is_supported
 from harken.lm.trunk import Trunk
 from harken.records import Completion, FinishReason, Message, Prompt, SamplingSettings, content_id
 from harken.runs import derive_seed
@@ -117,81 +118,38 @@ def _decode(
     seeds: list[int],
     n: int,
 ) -> list[Sampled]:
-    network: Any = trunk.network(role).base_model
+    network: Any = trunk.network(role)
+    decoder = LlamaDecoder(network, role) if is_supported(network) else ModelDecoder(network)
     logits_fn = trunk.logits_fn(role)
     stop_ids = torch.tensor(sorted(trunk.chat.stop_ids), device=trunk.device)
-    states, cache, attention, positions = _prefill(trunk, network, prompts, n)
     # One stream a row, drawn up front: (rows, max_new_tokens).
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     streams = [torch.rand(settings.max_new_tokens, generator=one, dtype=torch.float64) for one in generators]
     uniforms = torch.stack(streams).to(trunk.device)
-    tokens: list[list[int]] = [[] for _ in seeds]
-    logprobs: list[list[float]] = [[] for _ in seeds]
-    stopped = [False] * len(seeds)
+    results = [Sampled([], [], "length") for _ in seeds]
     alive = list(range(len(seeds)))
+    states = decoder.prefill(prompts, n=n, new_tokens=settings.max_new_tokens)
     for step in range(settings.max_new_tokens):
-        distribution = sampling_logprobs(
+        tokens, logprobs = draw_tokens(
             logits_fn(states),
+            uniforms[alive, step],
             temperature=settings.temperature,
             top_k=settings.top_k,
             top_p=settings.top_p,
         )
-        index = torch.tensor(alive, device=trunk.device)
-        drawn = inverse_cdf_sample(distribution, uniforms[index, step])
-        chances = distribution.gather(1, drawn[:, None]).squeeze(1)
-        is_stop = torch.isin(drawn, stop_ids)
-        for row, token, chance, stop in zip(alive, drawn.tolist(), chances.tolist(), is_stop.tolist(), strict=True):
-            tokens[row].append(token)
-            logprobs[row].append(chance)
-            stopped[row] = stop
-        if bool(is_stop.all()) or step + 1 == settings.max_new_tokens:
+        goes_on = (~torch.isin(tokens, stop_ids)).tolist()
+        for row, token, logprob in zip(alive, tokens.tolist(), logprobs.tolist(), strict=True):
+            results[row].token_ids.append(token)
+            results[row].logprobs.append(logprob)
+        for place, row in enumerate(alive):
+            if not goes_on[place]:
+                results[row] = replace(results[row], finish_reason="stop")
+        if not any(goes_on) or step + 1 == settings.max_new_tokens:
             break
-        if bool(is_stop.any()):
-            keep = (~is_stop).nonzero().squeeze(1)
-            alive = [alive[position] for position in keep.tolist()]
-            cache.batch_select_indices(keep)
-            drawn, attention, positions = drawn[keep], attention[keep], positions[keep]
-        positions = positions + 1
-        attention = torch.cat([attention, attention.new_ones(len(alive), 1)], dim=1)
-        states = network(
-            input_ids=drawn[:, None],
-            attention_mask=attention,
-            position_ids=positions[:, None],
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state[:, -1]
-    return [
-        Sampled(ids, chances, "stop" if stop else "length")
-        for ids, chances, stop in zip(tokens, logprobs, stopped, strict=True)
-    ]
-
-
-def _prefill(
-    trunk: Trunk, network: Any, prompts: list[list[int]], n: int
-) -> tuple[Tensor, DynamicCache, Tensor, Tensor]:
-    """Read the prompts once, padded on the left, and give each its `n` rows.
-
-    Returns: states (R, H) after the last prompt token, cache, attention mask (R, S) with 1 = real token, and the
-    position (R,) of the last prompt token.
-    """
-    size = max(len(prompt) for prompt in prompts)
-    ids = torch.zeros(len(prompts), size, dtype=torch.long)
-    attention = torch.zeros(len(prompts), size, dtype=torch.long)
-    for row, prompt in enumerate(prompts):
-        ids[row, size - len(prompt) :] = torch.tensor(prompt)
-        attention[row, size - len(prompt) :] = 1
-    ids, attention = ids.to(trunk.device), attention.to(trunk.device)
-    # Position 0 is the first real token, so that left padding shifts nothing (algorithms: 5.1, 2).
-    position_ids = (attention.cumsum(1) - 1).clamp(min=0)
-    cache = DynamicCache(config=trunk.model.config)
-    states = network(
-        input_ids=ids,
-        attention_mask=attention,
-        position_ids=position_ids,
-        past_key_values=cache,
-        use_cache=True,
-    ).last_hidden_state[:, -1]
-    if n > 1:
-        cache.batch_repeat_interleave(n)
-    repeated = [tensor.repeat_interleave(n, dim=0) for tensor in (states, attention, position_ids[:, -1])]
-    return repeated[0], cache, repeated[1], repeated[2]
+        if not all(goes_on):
+            rows = kept_rows(goes_on)
+            decoder.keep(rows)
+            alive = [alive[place] for place in rows]
+            tokens = tokens[rows]
+        states = decoder.step(tokens)
+    return results

@@ -1,0 +1,96 @@
+"""Decoding for models built like llama: keys and values lie as the products of a step read them, and stay there."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harken.lm.decode import pad_left
+from harken.lm.llama import LlamaLayers, attend_whole
+
+PREFILL_TOKENS = 1024
+"""Prompt tokens read in one pass; larger ones leave the processor's cache."""
+
+
+class LlamaDecoder:
+    """A model built like llama under one role, ready to decode."""
+
+    def __init__(self, network: Any, role: str | None) -> None:
+        """Prepare the layers; they are of this moment's adapters."""
+        self.layers = LlamaLayers(network, role)
+
+    def prefill(self, prompts: Sequence[list[int]], *, n: int, new_tokens: int) -> Tensor:
+        """Read prompts once, give each `n` rows with room for `new_tokens` more; return states (R, H)."""
+        layers = self.layers
+        ids, padding = pad_left(prompts, layers.device)
+        count, self.length = ids.shape
+        self.room = self.length + new_tokens
+        self.steps = torch.arange(self.room, device=layers.device)
+        self.rotations = layers.rotations(self.steps)
+        # Keys lie with the positions last, as the product with a query reads them.
+        shape = (len(layers.layers), count * n, layers.key_heads, layers.width, self.room)
+        self.keys = torch.empty(shape, dtype=layers.dtype, device=layers.device)
+        self.values = torch.empty(*shape[:3], self.room, layers.width, dtype=layers.dtype, device=layers.device)
+        rows = max(1, PREFILL_TOKENS // self.length)
+        states = [
+            self._read_prompts(ids[start : start + rows], padding[start : start + rows], start * n, n)
+            for start in range(0, count, rows)
+        ]
+        self._set_padding(padding.repeat_interleave(n))
+        return torch.cat(states).repeat_interleave(n, dim=0)
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Append a token to each row; return states (R, H)."""
+        layers, here, rows = self.layers, self.length, len(tokens)
+        self.length = here + 1
+        cos, sin = self.rotations
+        positions = here - self.padding
+
+        def attend(number: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            self.keys[number, :rows, ..., here] = keys
+            self.values[number, :rows, :, here] = values
+            # Query heads that share a key head are side by side: (rows x key heads, groups, width).
+            grouped = (queries * layers.scale).reshape(-1, layers.groups, layers.width)
+            scores = torch.bmm(grouped, self.keys[number, :rows, ..., : self.length].flatten(0, 1))
+            if self.hidden is not None:
+                scores.view(rows, -1, self.length).masked_fill_(self.hidden[..., : self.length], -torch.inf)
+            weights = scores.softmax(-1, dtype=torch.float32).to(values.dtype)
+            read = torch.bmm(weights, self.values[number, :rows, :, : self.length].flatten(0, 1))
+            return read.view(rows, -1)
+
+        return layers.normed(layers(tokens, (cos[positions], sin[positions]), attend))
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these rows, in this order; only those that change their place are copied."""
+        for place, row in enumerate(rows):
+            if place != row:
+                self.keys[:, place, ..., : self.length] = self.keys[:, row, ..., : self.length]
+                self.values[:, place, :, : self.length] = self.values[:, row, :, : self.length]
+        self._set_padding(self.padding[torch.tensor(rows, device=self.padding.device)])
+
+    def _set_padding(self, padding: Tensor) -> None:
+        """Remember where each row begins, and what it may not read: (R, 1, room) bool, or None without padding."""
+        self.padding = padding
+        self.hidden = (self.steps < padding[:, None])[:, None] if bool(padding.any()) else None
+
+    def _read_prompts(self, ids: Tensor, padding: Tensor, first: int, n: int) -> Tensor:
+        """Read (P, S) prompts into the memory from row `first` on, `n` rows each; return states (P, H)."""
+        count, size = ids.shape
+        rows, steps = slice(first, first + count * n), self.steps[:size]
+        positions = (steps - padding[:, None]).clamp(min=0).flatten()
+        allowed = None
+        if bool(padding.any()):
+            # Padding may read itself, so that its rows hold no NaN.
+            seen = (steps >= padding[:, None])[:, None] | (steps[:, None] == steps)
+            allowed = (seen & (steps[:, None] >= steps))[:, None]
+
+        def attend(number: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            by_row = [part.unflatten(0, (count, size)).repeat_interleave(n, dim=0) for part in (keys, values)]
+            self.keys[number, rows, ..., :size] = by_row[0].permute(0, 2, 3, 1)
+            self.values[number, rows, :, :size] = by_row[1].transpose(1, 2)
+            return attend_whole(self.layers, count, queries, keys, values, allowed)
+
+        cos, sin = self.rotations
+        states = self.layers(ids.flatten(), (cos[positions], sin[positions]), attend)
+        return self.layers.normed(states.view(count, size, -1)[:, -1])

@@ -1,0 +1,251 @@
+"""Models built like llama, computed with few operations a layer: forward and backward, and for decoding.
+
+The same mathematics as the model's own forward pass, from the same weights, but query, key and value projections are
+one product, gate and up another (their weights become views into joined ones, so nothing is kept twice), and the
+adapters of a role are joined likewise. Every other architecture goes through its own forward pass.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from harken.lm.attention import plain_attention, prefers_plain
+from harken.lm.lora import LoraLinear
+
+ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
+"""Model types whose layers are known to be computed as here; tests compare each with its own forward pass."""
+
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+"""Maps a layer's number, queries (N, heads, D), keys and values (N, key heads, D) to what was read (N, heads x D)."""
+
+
+@dataclass(frozen=True)
+class Projection:
+    """Linear layers that read the same input, as one."""
+
+    weight: Tensor
+    """(out, in) of all of them."""
+    bias: Tensor | None
+    down: Tensor | None
+    """(ranks, in): the role's adapters, one below the other."""
+    up: Tensor | None
+    """(ranks, out), scaled; each adapter reaches its own layer's outputs only."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Map (N, in) to (N, out)."""
+        y = functional.linear(x, self.weight, self.bias)
+        if self.down is not None and self.up is not None:
+            y.addmm_(functional.linear(x, self.down), self.up)
+        return y
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One transformer block."""
+
+    qkv: Projection
+    out: Projection
+    gate_up: Projection
+    down: Projection
+    norm: tuple[Tensor, float]
+    mlp_norm: tuple[Tensor, float]
+    query_norm: tuple[Tensor, float] | None
+    key_norm: tuple[Tensor, float] | None
+    act: nn.Module
+
+
+def is_supported(network: Any) -> bool:
+    """Whether `LlamaDecoder` computes what this model computes: a known type, plain layers, no sliding window."""
+    config = network.config
+    if config.model_type not in ARCHITECTURES:
+        return False
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type", "default") in ("dynamic", "longrope"):
+        return False  # these change with the sequence's length
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if kinds != {"full_attention"} or (config.model_type == "mistral" and config.sliding_window):
+        return False
+    return all(
+        type(_plain(module)) is nn.Linear
+        for block in network.base_model.layers
+        for module in (*_attention_inputs(block), block.self_attn.o_proj, *_mlp_inputs(block), block.mlp.down_proj)
+    )
+
+
+class LlamaLayers:
+    """The layers of a model built like llama, as one role computes them at this moment."""
+
+    def __init__(self, network: Any, role: str | None) -> None:
+        """Join weights (once a model) and the role's adapters (each time: they change in training)."""
+        base, config = network.base_model, network.config
+        self.layers = [_layer(block, role) for block in base.layers]
+        self.key_heads: int = config.num_key_value_heads
+        self.groups: int = config.num_attention_heads // config.num_key_value_heads
+        self.width: int = base.layers[0].self_attn.head_dim
+        self.scale: float = base.layers[0].self_attn.scaling
+        self.device: torch.device = network.device
+        self.dtype: torch.dtype = network.dtype
+        self._embed: nn.Module = base.embed_tokens
+        self._norm = _norm(base.norm)
+        self._rotary = base.rotary_emb
+
+    def rotations(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what turns the heads at each of (N,) positions: cosine and signed sine, (N, 1, width) each."""
+        cos, sin = self._rotary(torch.empty(0, dtype=self.dtype, device=self.device), positions[None])
+        # The first half of a head takes the second with a minus, the second half the first with a plus.
+        first, second = sin[0].chunk(2, dim=-1)
+        return cos[0][:, None], torch.cat([-first, second], dim=-1)[:, None]
+
+    def __call__(self, ids: Tensor, rotations: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
+        """Return states (N, H) after the last layer and before the last norm, of (N,) tokens."""
+        x = self._embed(ids)
+        for number, layer in enumerate(self.layers):
+            queries, keys, values = self._project(layer, x, rotations)
+            # In place of a new tensor: autograd does not need what the projections gave.
+            x = layer.out(attend(number, queries, keys, values)).add_(x)
+            gate, up = layer.gate_up(_normed(x, layer.mlp_norm)).chunk(2, dim=-1)
+            x = layer.down(layer.act(gate) * up).add_(x)
+        return x
+
+    def normed(self, x: Tensor) -> Tensor:
+        """Return the states as the output layer and the heads read them."""
+        return _normed(x, self._norm)
+
+    def _project(self, layer: Layer, x: Tensor, rotations: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries (N, heads, D), keys and values (N, key heads, D) of tokens (N, H)."""
+        queries = self.key_heads * self.groups
+        qkv = layer.qkv(_normed(x, layer.norm)).view(len(x), -1, self.width)
+        turned, values = qkv.split([queries + self.key_heads, self.key_heads], dim=1)
+        if layer.query_norm is not None and layer.key_norm is not None:
+            q, k = turned.split([queries, self.key_heads], dim=1)
+            turned = torch.cat([_normed(q, layer.query_norm), _normed(k, layer.key_norm)], dim=1)
+        cos, sin = rotations
+        turned = torch.addcmul(turned * cos, turned.roll(self.width // 2, dims=-1), sin)
+        return turned[:, :queries], turned[:, queries:], values
+
+
+def hidden_states(network: Any, role: str | None, ids: Tensor, position_ids: Tensor | None) -> Tensor:
+    """Return (B, S, H), the last layer's states of (B, S) tokens, padded on the right or packed; differentiable.
+
+    Args:
+        network: a model that `is_supported`.
+        role: whose adapters are on; None = none.
+        ids: token ids.
+        position_ids: (B, S), starting again at 0 with each packed sequence, which see only themselves; None = 0, 1, ...
+    """
+    layers = LlamaLayers(network, role)
+    count, size = ids.shape
+    steps = torch.arange(size, device=ids.device)
+    allowed = None
+    if position_ids is not None:
+        sequence = (position_ids == 0).cumsum(1)
+        allowed = ((sequence[:, :, None] == sequence[:, None]) & (steps[:, None] >= steps))[:, None]
+    positions = steps.repeat(count) if position_ids is None else position_ids.flatten()
+
+    def attend(number: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        del number
+        return attend_whole(layers, count, queries, keys, values, allowed)
+
+    return layers.normed(layers(ids.flatten(), layers.rotations(positions), attend)).view(count, size, -1)
+
+
+def attend_whole(
+    layers: LlamaLayers, count: int, queries: Tensor, keys: Tensor, values: Tensor, allowed: Tensor | None
+) -> Tensor:
+    """Attend within whole rows.
+
+    Args:
+        layers: for the scale.
+        count: B, rows of S tokens each; the tensors hold B x S tokens.
+        queries: (B x S, heads, D).
+        keys: (B x S, key heads, D).
+        values: likewise.
+        allowed: (B, 1, S, S) bool, True = may read; None is causal.
+
+    Returns: (B x S, heads x D).
+    """
+    q, k, v = (part.unflatten(0, (count, -1)).transpose(1, 2) for part in (queries, keys, values))
+    if prefers_plain(q):
+        read = plain_attention(q, k, v, allowed, scale=layers.scale, is_causal=allowed is None)
+    else:
+        read = functional.scaled_dot_product_attention(
+            q, k, v, allowed, is_causal=allowed is None, scale=layers.scale, enable_gqa=True
+        )
+    return read.transpose(1, 2).reshape(len(queries), -1)
+
+
+def _normed(x: Tensor, norm: tuple[Tensor, float]) -> Tensor:
+    return functional.rms_norm(x, norm[0].shape, *norm)
+
+
+def _layer(block: Any, role: str | None) -> Layer:
+    attention, mlp = block.self_attn, block.mlp
+    return Layer(
+        qkv=_join(_attention_inputs(block), role),
+        out=_join([attention.o_proj], role),
+        gate_up=_join(_mlp_inputs(block), role),
+        down=_join([mlp.down_proj], role),
+        norm=_norm(block.input_layernorm),
+        mlp_norm=_norm(block.post_attention_layernorm),
+        query_norm=_norm(attention.q_norm) if hasattr(attention, "q_norm") else None,
+        key_norm=_norm(attention.k_norm) if hasattr(attention, "k_norm") else None,
+        act=mlp.act_fn,
+    )
+
+
+def _attention_inputs(block: Any) -> list[nn.Module]:
+    return [block.self_attn.q_proj, block.self_attn.k_proj, block.self_attn.v_proj]
+
+
+def _mlp_inputs(block: Any) -> list[nn.Module]:
+    return [block.mlp.gate_proj, block.mlp.up_proj]
+
+
+def _norm(module: Any) -> tuple[Tensor, float]:
+    return module.weight, module.variance_epsilon
+
+
+def _plain(module: nn.Module) -> nn.Module:
+    return module.base if isinstance(module, LoraLinear) else module
+
+
+def _join(modules: Sequence[nn.Module], role: str | None) -> Projection:
+    linears: list[Any] = [_plain(module) for module in modules]
+    biases = [linear.bias for linear in linears if linear.bias is not None]
+    bias = None
+    if biases:
+        zeros = [torch.zeros(len(linear.weight)).to(linear.weight) for linear in linears]
+        bias = torch.cat(
+            [zero if linear.bias is None else linear.bias for linear, zero in zip(linears, zeros, strict=True)]
+        )
+    adapters = [module for module in modules if isinstance(module, LoraLinear) and role in module.scale]
+    weight = linears[0].weight if len(linears) == 1 else _joined_weight(linears)
+    if role is None or not adapters:
+        return Projection(weight, bias, None, None)
+    down = torch.cat([layer.down[role] for layer in adapters]).to(weight.dtype)
+    up = torch.block_diag(*[(layer.up[role] * layer.scale[role]).T for layer in adapters]).to(weight.dtype)
+    return Projection(weight, bias, down, up)
+
+
+def _joined_weight(linears: Sequence[Any]) -> Tensor:
+    """Return the layers' weights as one tensor: of which theirs are views from now on, or a copy in training."""
+    if torch.is_grad_enabled() and any(linear.weight.requires_grad for linear in linears):
+        return torch.cat([linear.weight for linear in linears])
+    first = linears[0].weight
+    storage, place = first.untyped_storage().data_ptr(), first.data_ptr()
+    is_joined = True
+    for linear in linears:
+        weight = linear.weight
+        is_joined &= weight.data_ptr() == place and weight.untyped_storage().data_ptr() == storage
+        place += weight.numel() * weight.element_size()
+    if not is_joined:
+        with torch.no_grad():
+            whole = torch.cat([linear.weight for linear in linears])
+            for linear, part in zip(linears, whole.split([len(linear.weight) for linear in linears]), strict=True):
+                linear.weight.data = part
+    size = (sum(len(linear.weight) for linear in linears), first.shape[1])
+    return linears[0].weight.data.as_strided(size, (first.shape[1], 1))
