@@ -186,21 +186,35 @@ def resident_bytes(shape: ModelShape, job: Job) -> dict[str, int]:
 def kept_for_backward(shape: ModelShape, job: Job) -> int:
     """Return bytes that one position leaves behind in the forward pass for the backward pass, all layers together.
 
-    A layer keeps: the fp32 inputs of both norms; the norms' outputs (inputs of the projections), rotated queries and
-    keys, values, the attention's output; gate, up, silu(gate) and their product; each adapter's inner vector. Training
-    all weights, the norms' weights keep one more tensor each. Plain attention keeps its weights, in fp32 and cast.
+    For models built like llama, computed as `harken.lm.llama` does; others differ a little. A layer keeps: the fp32
+    inputs of both norms; the norms' outputs (inputs of the projections); queries, keys and values as projected, queries
+    and keys as rotated, what attention read; gate, up, silu(gate) and their product; each adapter's inner vector.
+    Training all weights, the norms keep their normalized input too, in fp32. Plain attention keeps copies of queries,
+    keys and values in place of the projections, and its weights, in fp32 and cast.
     """
     size, width = job.weight_bytes, shape.hidden
+    is_plain = job.row_tokens <= job.plain_attention_up_to
     layer = 2 * 4 * width + 2 * size * width
-    layer += size * 2 * (shape.query_width + shape.key_width) + 4 * shape.heads
+    layer += size * (2 if is_plain else 3) * (shape.query_width + shape.key_width) + 4 * shape.heads
     layer += size * shape.intermediate * (4 if shape.is_gated else 2)
     if job.tune == "lora":
         layer += size * job.rank * sum(1 for _ in shape.matrices())
     else:
-        layer += 2 * size * width
-    if job.row_tokens <= job.plain_attention_up_to:
+        layer += 2 * 4 * width
+    if is_plain:
         layer += (4 + size) * shape.heads * job.row_tokens
     return layer * shape.layers
+
+
+def joined_bytes(shape: ModelShape, job: Job) -> int:
+    """Return bytes of what training joins anew in each pass: projections' weights, or a role's adapters."""
+    inputs = shape.query_width + 2 * shape.key_width, 2 * shape.intermediate if shape.is_gated else 0
+    if job.tune == "full":
+        return job.weight_bytes * shape.layers * shape.hidden * sum(inputs)
+    # The three adapters of queries, keys and values reach all their outputs, two those of gate and up.
+    up = 3 * inputs[0] + 2 * inputs[1] + 2 * shape.hidden
+    down = sum(width_in for width_in, _ in shape.matrices())
+    return job.weight_bytes * shape.layers * job.rank * (up + down)
 
 
 def working_bytes(shape: ModelShape, job: Job, phase: Phase) -> dict[str, int]:
@@ -231,7 +245,7 @@ def _one_layer(shape: ModelShape, job: Job, positions: int) -> int:
 
 def _training(shape: ModelShape, job: Job) -> dict[str, int]:
     positions = job.training_positions
-    kept = positions * kept_for_backward(shape, job)
+    kept = positions * kept_for_backward(shape, job) + joined_bytes(shape, job)
     # Logits, log-probabilities and their gradient of one chunk, all fp32.
     logits = 3 * 4 * min(job.chunk_tokens, positions) * shape.vocabulary
     if job.tune == "lora":
