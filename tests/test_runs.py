@@ -263,3 +263,12 @@ def test_a_deleted_folder_starts_again(tmp_path: Path) -> None:
     _save(_open(tmp_path / "run"), 3)
     shutil.rmtree(tmp_path / "run")
     assert _open(tmp_path / "run", SftConfig(seed=9)).step == 0
+
+
+def test_what_auto_became_at_the_start_stays(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", "sft", SftConfig(), {})
+    assert run.settle("dtype", lambda: "bfloat16") == "bfloat16"
+    again = Run(tmp_path / "run", "sft", SftConfig(), {})
+    assert again.settle("dtype", lambda: "float32") == "bfloat16"
+    assert again.settle("other", lambda: "x") == "x"
+    assert json.loads((tmp_path / "run" / "settled.json").read_text()) == {"dtype": "bfloat16", "other": "x"}

@@ -15,6 +15,7 @@ import typer
 import typer.main
 from typer.core import TyperGroup
 
+from harken.cli_bench import bench, plan
 from harken.cli_collect import agreement, export, import_feedback, status
 from harken.cli_common import examples
 from harken.cli_doctor import doctor
@@ -150,6 +151,20 @@ app.command(
     )
 )(evaluate)
 app.command(epilog=examples("harken report out/demo --out report.html"))(report)
+app.command(
+    epilog=examples(
+        "harken plan --model 7B",
+        "harken plan --model 8B --gpus 8 --tune full --batch 512",
+        "harken plan --model smollm2 --here --precision float32",
+    )
+)(plan)
+app.command(
+    epilog=examples(
+        "harken bench",
+        "harken bench --quick --json",
+        "harken bench --full --set dtype=float32",
+    )
+)(bench)
 app.command(epilog=examples("harken doctor", "harken doctor --json"))(doctor)
 
 

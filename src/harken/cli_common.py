@@ -130,8 +130,10 @@ def run_folder(out: Path) -> Generator[None]:
         yield
     except BaseException:
         for folder in (*out.glob("*/"), out):
-            if [entry.name for entry in folder.glob("*")] == ["config.json"]:
-                (folder / "config.json").unlink()
+            entries = list(folder.glob("*"))
+            if entries and {entry.name for entry in entries} <= {"config.json", "settled.json"}:
+                for entry in entries:
+                    entry.unlink()
                 folder.rmdir()
         if is_new and out.is_dir() and not any(out.iterdir()):
             out.rmdir()

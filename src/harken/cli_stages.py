@@ -27,6 +27,7 @@ from harken.cli_common import (
     show_json,
     table,
 )
+from harken.cli_fit import FitOption, fitted
 
 if TYPE_CHECKING:
     from harken.evaluate.evaluate import Judges
@@ -126,6 +127,7 @@ def sft(
     out: FolderOption,
     config: ConfigOption = None,
     changes: SetOption = None,
+    fit: FitOption = False,
 ) -> None:
     """Train a model to imitate demonstrations."""
     from harken.config import SftConfig
@@ -135,10 +137,10 @@ def sft(
     demonstrations = read_demonstrations(data)
     from harken.policy.sft import sft as train
 
+    name = model_name(model)
+    asked, progress = fitted(asked, out, name, demonstrations) if fit else (asked, reporter())
     with run_folder(out):
-        folder = train(
-            model_name(model), demonstrations, out, asked, inputs={"demonstrations": data}, reporter=reporter()
-        )
+        folder = train(name, demonstrations, out, asked, inputs={"demonstrations": data}, reporter=progress)
     show(str(folder))
 
 
@@ -152,6 +154,7 @@ def reward(
     ] = None,
     config: ConfigOption = None,
     changes: SetOption = None,
+    fit: FitOption = False,
 ) -> None:
     """Train a reward model on preference pairs.
 
@@ -166,9 +169,11 @@ def reward(
     records = [] if prompts is None else read_prompts(prompts)
     from harken.reward.train import train_reward
 
+    name = model_name(model)
+    asked, progress = fitted(asked, out, name, pairs) if fit else (asked, reporter())
     with run_folder(out):
         inputs = {"pairs": data, **({} if prompts is None else {"prompts": prompts})}
-        folder = train_reward(model_name(model), pairs, out, asked, prompts=records, inputs=inputs, reporter=reporter())
+        folder = train_reward(name, pairs, out, asked, prompts=records, inputs=inputs, reporter=progress)
     _show_accuracy(read_json(out / "evaluation.json"))
     show(str(folder))
 
@@ -211,6 +216,7 @@ def ppo(
     out: FolderOption,
     config: ConfigOption = None,
     changes: SetOption = None,
+    fit: FitOption = False,
 ) -> None:
     """Train a policy to earn reward, with PPO.
 
@@ -224,11 +230,12 @@ def ppo(
     from harken.policy.ppo import ppo as train
     from harken.reward.functions import load_reward
 
-    progress = reporter()
+    name = model_name(model)
+    asked, progress = fitted(asked, out, name, records) if fit else (asked, reporter())
     judge = load_reward(rewards, compute=asked.compute, notify=progress.say)
     inputs = {"prompts": prompts, **reward_inputs(rewards)}
     with run_folder(out):
-        folder = train(model_name(model), records, judge, out, asked, inputs=inputs, reporter=progress)
+        folder = train(name, records, judge, out, asked, inputs=inputs, reporter=progress)
     show(str(folder))
 
 

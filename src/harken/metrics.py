@@ -10,6 +10,10 @@ DEFINITIONS: dict[str, str] = {
     "tokens_per_s_train": "Tokens learned from per second (ppo: completion tokens times epochs).",
     "tokens_per_s_sample": "Completion tokens sampled and read by policy, reference and critic per second.",
     "tokens_per_s_score": "Completion tokens the reward scored per second.",
+    "share_of_peak_train": "Share of the machine's matrix rate (of a matrix product, measured at the start) that "
+    "training reached; padding and what is computed twice do not count.",
+    "share_of_peak_sample": "The same of sampling and of reading by policy, reference and critic.",
+    "peak_memory_bytes": "Most bytes in use so far: resident set of the process, on a GPU what torch allocated there.",
     "padding_waste": "Share of computed positions that held no token.",
     "lr": "Learning rate of the (policy's) optimizer.",
     "grad_norm": "Global gradient norm before clipping.",
@@ -47,3 +51,6 @@ DEFINITIONS: dict[str, str] = {
     "grad_norm_policy": "Global gradient norm of the policy before clipping, mean over minibatches.",
     "grad_norm_critic": "Global gradient norm of the critic before clipping, mean over minibatches.",
 }
+
+DECIDED_BY_MACHINE = ("time_s", "tokens_per_s_", "share_of_peak_", "peak_memory_bytes")
+"""How the names begin of metrics that differ between two equal runs."""

@@ -1,6 +1,7 @@
 """A run folder: what a stage was asked, what it measured, and where it can go on from.
 
     config.json      the resolved config, complete, re-loadable
+    settled.json     what `auto` became on this machine when the run started, if anything was `auto`
     inputs.json      name of each input -> digest
     metrics.jsonl    one row a step
     samples.jsonl    some completions of each step
@@ -78,6 +79,15 @@ class Run:
     def finished(self) -> Manifest | None:
         """The manifest of a finished run, else None."""
         return read_manifest(self.folder)
+
+    def settle(self, name: str, choose: Callable[[], str]) -> str:
+        """Return what was chosen under a name when this run started; `choose` is called at the start only."""
+        path = self.folder / "settled.json"
+        known: dict[str, str] = read_json(path) if path.exists() else {}
+        if name not in known:
+            known[name] = choose()
+            write_json(path, known)
+        return known[name]
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append one row to metrics.jsonl; a value that is not finite stops the run.

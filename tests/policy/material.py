@@ -18,6 +18,7 @@ from harken.config import (
     ScoreConfig,
     SftConfig,
 )
+from harken.metrics import DECIDED_BY_MACHINE
 from harken.progress import Describe, Reporter
 from harken.records import Completion, Demonstration, Message, PreferencePair, Prompt
 
@@ -146,10 +147,7 @@ def ppo_config(**changes: Any) -> PpoConfig:
 def rows(path: Path) -> list[dict[str, Any]]:
     """Return the rows of a metrics or samples file, less what the clock decides."""
     found = [json.loads(line) for line in path.read_text().splitlines()]
-    return [
-        {name: value for name, value in row.items() if name != "time_s" and not name.startswith("tokens_per_s_")}
-        for row in found
-    ]
+    return [{name: value for name, value in row.items() if not name.startswith(DECIDED_BY_MACHINE)} for row in found]
 
 
 def hashes(folder: Path, *, keep: Callable[[Path], bool] = lambda path: True) -> dict[str, str]:

@@ -310,3 +310,25 @@ def test_a_pair_that_is_too_long_is_named(tiny_model_dir: Path, tmp_path: Path) 
 def test_no_training_pairs_is_an_error(tiny_model_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="split 'train'"):
         train_reward(tiny_model_dir, material.pairs(0, 4), tmp_path, material.reward_config())
+
+
+def test_scoring_tokens_bound_a_pass_and_not_the_scores(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trunk = Trunk(load_model(tiny_model_dir, compute=material.COMPUTE, chat=material.RAW))
+    trunk.add_role("reward", None, seed=0, head=True)
+    prompts, completions = _texts()
+    passes: list[int] = []
+    hidden = trunk.hidden
+
+    def counted(role: str | None, batch: Any) -> torch.Tensor:
+        passes.append(batch.ids.numel())
+        return hidden(role, batch)
+
+    monkeypatch.setattr(trunk, "hidden", counted)
+    found: list[list[float]] = []
+    for limit in (8192, 40):
+        passes.clear()
+        compute = material.COMPUTE.model_copy(update={"scoring_tokens": limit})
+        found.append(RewardModel(trunk, compute)(prompts, completions))
+        assert (len(passes) == 1) == (limit == 8192)
+        assert max(passes) <= limit
+    assert found[0] == pytest.approx(found[1], abs=1e-5)

@@ -60,6 +60,8 @@ class ComputeConfig(Config):
     """`auto` takes a GPU when there is one, else the CPU; or `cpu`, `cuda`, `cuda:1`."""
     microbatch_tokens: Count = 2048
     """Upper bound of rows x padded length in one forward and backward pass."""
+    scoring_tokens: Count = 8192
+    """The same of a forward pass without gradients, which keeps nothing for a backward pass."""
     chunk_tokens: Count = 128
     """Tokens whose logits exist at the same time; few enough to stay in the cache is fastest."""
 

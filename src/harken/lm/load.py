@@ -6,30 +6,31 @@ import shutil
 import socket
 import struct
 import tempfile
-import time
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from huggingface_hub.constants import ENDPOINT
 from peft import PeftModel
 from safetensors import SafetensorError
-from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from harken import assets
 from harken.artifacts import read_json, storage_errors
-from harken.config import ChatConfig, ComputeConfig
+from harken.config import ChatConfig, ComputeConfig, DpoConfig, PpoConfig, RewardConfig, SftConfig
 from harken.errors import DataError, UsageError
 from harken.lm.attention import use_short_attention
 from harken.lm.chat import Chat
+from harken.lm.machine import matrix_rate
+from harken.runs import Run
 
 Notify = Callable[[str], None]
+StageConfigT = TypeVar("StageConfigT", SftConfig, RewardConfig, DpoConfig, PpoConfig)
 
 # A damaged file shows as any of these, by file and format.
 _UNREADABLE = (
@@ -102,6 +103,19 @@ def load_model(
     if rendering.note:
         notify(f"{name}: {rendering.note}")
     return LoadedModel(model, rendering, str(name))
+
+
+def read_model_config(name: str, notify: Notify = ignore) -> dict[str, Any]:
+    """Return a model's config as a dictionary, without reading its weights.
+
+    Raises:
+        DataError: no such model, or its config cannot be read.
+    """
+    folder, gguf = _locate(name, notify)
+    options = _options(folder, gguf)
+    with _unreadable(folder):
+        config: Any = AutoConfig.from_pretrained(folder, **options)
+    return config.get_text_config().to_dict()
 
 
 def _locate(name: str, notify: Notify) -> tuple[str, str | None]:
@@ -250,22 +264,21 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_dtype(name: Literal["auto", "float32", "bfloat16"], device: torch.device) -> torch.dtype:
-    """Return the type of weights and activations; `auto` measures whether bf16 pays on this machine.
+    """Return the type of weights and activations; `auto` measures, once a process, whether bf16 pays on this machine.
 
-    One matrix product of each type, best of three: bf16 is taken when it is at least 1.3 times faster.
+    It is taken where its matrix products are at least 1.3 times faster.
     """
     if name != "auto":
         return torch.float32 if name == "float32" else torch.bfloat16
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    seconds: dict[torch.dtype, float] = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        left = torch.ones(256, 1024, dtype=dtype)
-        right = torch.ones(1024, 1024, dtype=dtype)
-        runs: list[float] = []
-        for _ in range(4):
-            started = time.perf_counter()
-            nn.functional.linear(left, right)
-            runs.append(time.perf_counter() - started)
-        seconds[dtype] = min(runs[1:])
-    return torch.bfloat16 if seconds[torch.float32] > 1.3 * seconds[torch.bfloat16] else torch.float32
+    rates = {dtype: matrix_rate(dtype, device) for dtype in (torch.float32, torch.bfloat16)}
+    return torch.bfloat16 if rates[torch.bfloat16] > 1.3 * rates[torch.float32] else torch.float32
+
+
+def with_settled_dtype(config: StageConfigT, run: Run) -> StageConfigT:
+    """Return a stage's config with the type that its run started with, so that a resumed run computes as before."""
+    compute = config.compute
+    if compute.dtype != "auto":
+        return config
+    device = pick_device(compute.device)
+    dtype = run.settle("dtype", lambda: str(pick_dtype("auto", device)).removeprefix("torch."))
+    return config.model_copy(update={"compute": compute.model_copy(update={"dtype": dtype})})

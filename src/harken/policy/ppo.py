@@ -23,9 +23,10 @@ from harken.errors import DataError
 from harken.lm.batch import Batch, microbatches, padding_waste
 from harken.lm.checkpoint import load_training, save_training
 from harken.lm.forward import completion_logprobs, completion_values, values_of_states
-from harken.lm.load import load_model
+from harken.lm.load import load_model, with_settled_dtype
 from harken.lm.optim import Optimizer
 from harken.lm.samplers import Sampler, open_sampler
+from harken.lm.speed import Meter
 from harken.lm.trunk import Trunk
 from harken.policy.rollout import CRITIC, POLICY, Rollout, rollout, score
 from harken.policy.selftest import check_first_rollout, check_first_update, check_output_layer
@@ -78,10 +79,12 @@ def ppo(
         return out / "model"
     if not prompts:
         raise DataError("no prompts; give at least one")
+    config = with_settled_dtype(config, run)
     state = prepare(model, reward, config, reporter)
     trunk = state.trunk
     if run.checkpoint_folder:
         state.kl_coef = load_training(run.checkpoint_folder, trunk, state.optimizers)["kl_coef"]
+    meter = Meter(trunk, config.tune)
     metrics: dict[str, float] = {}
 
     def describe() -> str:
@@ -99,7 +102,8 @@ def ppo(
         timer.measure("score", num_tokens)
         metrics = update(state, experience, scores, config, step=step)
         timer.measure("train", num_tokens * int(metrics["epochs_run"]))
-        run.log(step + 1, {**metrics, **timer.rates()})
+        flops = step_flops(meter, experience, int(metrics["epochs_run"]))
+        run.log(step + 1, {**metrics, **timer.rates(), **meter.figures(timer, flops)})
         for row in range(min(config.num_samples, len(experience.completions))):
             run.log_sample(step + 1, sample_row(experience, scores, row))
         if (step + 1) % config.save_every == 0:
@@ -337,6 +341,22 @@ def rollout_metrics(experience: Rollout, scores: Tensor, rewards: Tensor, kl_coe
         "stop_fraction": float(experience.stopped.float().mean()),
         "sampler_mismatch": float(mismatch.sum() / mask.sum()),
         "sampler_mismatch_max": float(mismatch.max()),
+    }
+
+
+def step_flops(meter: Meter, experience: Rollout, epochs: int) -> dict[str, float]:
+    """Return operations of one iteration by phase: what it takes by definition, however the passes are arranged.
+
+    Sampling reads each token once; then policy and reference read it with the output layer, the critic without. A
+    critic that is a head only costs nothing worth counting in training.
+    """
+    batch = experience.batch
+    positions, num_tokens = int(batch.lengths.sum()), int(batch.completion_mask.sum())
+    with_logits = meter.reading(positions, batch.num_rows, num_tokens)
+    policy, critic = (meter.training(positions, batch.num_rows, count) for count in (num_tokens, 0))
+    return {
+        "sample": 3 * with_logits + meter.reading(positions, batch.num_rows, 0),
+        "train": epochs * (policy + (critic if experience.critic_states is None else 0.0)),
     }
 
 

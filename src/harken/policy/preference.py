@@ -23,8 +23,9 @@ from harken.estimates import wilson
 from harken.lm.batch import Tokens, microbatches, shared_size, shuffled_batches
 from harken.lm.checkpoint import load_tensors, load_training, publish_tensors, save_training
 from harken.lm.forward import TOLERANCE, can_share_prompts, group_logprobs
-from harken.lm.load import load_model
+from harken.lm.load import load_model, with_settled_dtype
 from harken.lm.optim import Optimizer
+from harken.lm.speed import Meter
 from harken.lm.trunk import Trunk
 from harken.policy.selftest import check_output_layer
 from harken.policy.sft import ROLE, check_stop_labels, draw_subset, save_policy
@@ -66,6 +67,7 @@ def dpo(
     run = Run(out, "dpo", config, {"model": model, **(inputs or {})})
     if run.finished:
         return out / "model"
+    config = with_settled_dtype(config, run)
     trunk = Trunk(load_model(model, compute=config.compute, chat=config.chat, notify=reporter.say))
     trunk.add_role(ROLE, config.tune, seed=derive_seed(config.seed, "adapters"))
     train = [pair for pair in pairs if pair.split == "train"]
@@ -82,6 +84,7 @@ def dpo(
     optimizer = Optimizer(trunk.parameters(ROLE), config.optimizer, len(batches))
     if run.checkpoint_folder:
         load_training(run.checkpoint_folder, trunk, {ROLE: optimizer})
+    meter = Meter(trunk, config.tune)
     metrics: dict[str, float] = {}
 
     def describe() -> str:
@@ -95,10 +98,14 @@ def dpo(
         metrics = train_step(
             trunk, optimizer, [train[index] for index in batch], tokens, reference[batch], config, shared=shared
         )
-        timer.measure("train", sum(side.size for pair in tokens for side in pair))
+        num_tokens = sum(side.size for pair in tokens for side in pair)
+        timer.measure("train", num_tokens)
         if step == 0:
             check_start(trunk, metrics, tokens, config)
-        run.log(step + 1, {**metrics, **timer.rates()})
+        flops = meter.training(
+            num_tokens, 2 * len(tokens), sum(len(side.completion) for pair in tokens for side in pair)
+        )
+        run.log(step + 1, {**metrics, **timer.rates(), **meter.figures(timer, {"train": flops})})
         if (step + 1) % config.save_every == 0 and step + 1 < len(batches):
             run.save_checkpoint(step + 1, lambda folder: save_training(folder, trunk, {ROLE: optimizer}, {}))
     evaluation: dict[str, Any] = {"num_pairs": 0}

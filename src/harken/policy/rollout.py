@@ -90,8 +90,7 @@ def rollout(
     sampler_logprobs = torch.zeros(batch.ids.shape, device=trunk.device)
     flat = [value for item in drawn for value in item.logprobs]
     sampler_logprobs[batch.completion_mask] = torch.tensor(flat, device=trunk.device)
-    # Nothing is kept for a backward pass here, so four times the rows fit.
-    room = 4 * config.compute.microbatch_tokens
+    room = config.compute.scoring_tokens
     old = by_microbatch(batch, _reader(trunk, POLICY, config), max_tokens=room)
     ref = by_microbatch(batch, _reader(trunk, None, config), max_tokens=room)
     states = None

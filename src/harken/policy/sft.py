@@ -13,8 +13,9 @@ from harken.errors import DataError, SelfTestError
 from harken.lm.batch import Batch, Tokens, microbatches, pack, pad, padding_waste, shuffled_batches
 from harken.lm.checkpoint import load_training, save_adapter, save_model, save_training
 from harken.lm.forward import completion_logprobs
-from harken.lm.load import load_model
+from harken.lm.load import load_model, with_settled_dtype
 from harken.lm.optim import Optimizer
+from harken.lm.speed import Meter
 from harken.lm.trunk import Trunk
 from harken.progress import QUIET, Reporter
 from harken.records import Demonstration
@@ -50,6 +51,7 @@ def sft(
     run = Run(out, "sft", config, {"model": model, **(inputs or {})})
     if run.finished:
         return out / "model"
+    config = with_settled_dtype(config, run)
     trunk = Trunk(load_model(model, compute=config.compute, chat=config.chat, notify=reporter.say))
     trunk.add_role(ROLE, config.tune, seed=derive_seed(config.seed, "adapters"))
     train = encode(trunk, [item for item in demonstrations if item.split == "train"], config)
@@ -60,6 +62,7 @@ def sft(
     optimizer = Optimizer(trunk.parameters(ROLE), config.optimizer, len(batches))
     if run.checkpoint_folder:
         load_training(run.checkpoint_folder, trunk, {ROLE: optimizer})
+    meter = Meter(trunk, config.tune)
     metrics: dict[str, float] = {}
 
     def describe() -> str:
@@ -70,10 +73,12 @@ def sft(
         timer = Timer()
         batch = [train[index] for index in batches[step]]
         metrics = train_step(trunk, optimizer, batch, config)
-        timer.measure("train", sum(item.size for item in batch))
+        num_tokens = sum(item.size for item in batch)
+        timer.measure("train", num_tokens)
+        flops = meter.training(num_tokens, len(batch), sum(len(item.completion) for item in batch))
         if heldout and step in (0, len(batches) - 1):
             metrics["heldout_loss"] = mean_loss(trunk, heldout, config)
-        run.log(step + 1, {**metrics, **timer.rates()})
+        run.log(step + 1, {**metrics, **timer.rates(), **meter.figures(timer, {"train": flops})})
         if (step + 1) % config.save_every == 0 and step + 1 < len(batches):
             run.save_checkpoint(step + 1, lambda folder: save_training(folder, trunk, {ROLE: optimizer}, {}))
     folder = save_policy(out, trunk, run, str(model))

@@ -75,7 +75,7 @@ class RewardModel:
         return by_microbatch(
             batch,
             lambda part: sequence_scores(self.trunk, self.role, part),
-            max_tokens=4 * self.compute.microbatch_tokens,
+            max_tokens=self.compute.scoring_tokens,
         ).cpu()
 
     def save(self, folder: Path, info: dict[str, Any], parents: dict[str, str]) -> None:

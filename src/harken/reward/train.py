@@ -15,9 +15,10 @@ from harken.errors import DataError
 from harken.lm.batch import Tokens, microbatches, pad, padding_waste, shared_size, shuffled_batches
 from harken.lm.checkpoint import load_training, save_training
 from harken.lm.forward import can_share_prompts, group_scores, sequence_scores
-from harken.lm.load import load_model
+from harken.lm.load import load_model, with_settled_dtype
 from harken.lm.optim import Optimizer
 from harken.lm.sample import completion_seeds, sample
+from harken.lm.speed import Meter
 from harken.lm.trunk import Trunk
 from harken.progress import QUIET, Reporter
 from harken.records import PreferencePair, Prompt, SamplingSettings
@@ -64,6 +65,7 @@ def train_reward(
     run = Run(out, "reward", config, {"model": model, **(inputs or {})})
     if run.finished:
         return out / "model"
+    config = with_settled_dtype(config, run)
     trunk = Trunk(load_model(model, compute=config.compute, chat=config.chat, notify=reporter.say))
     trunk.add_role(ROLE, config.tune, seed=derive_seed(config.seed, "adapters"), head=True)
     reward = RewardModel(trunk, config.compute)
@@ -81,6 +83,7 @@ def train_reward(
     optimizer = Optimizer(trunk.parameters(ROLE), config.optimizer, len(batches))
     if run.checkpoint_folder:
         load_training(run.checkpoint_folder, trunk, {ROLE: optimizer})
+    meter = Meter(trunk, config.tune)
     metrics: dict[str, float] = {}
 
     def describe() -> str:
@@ -92,8 +95,11 @@ def train_reward(
         chosen_pairs = [train[index] for index in batches[step]]
         tokens = [encoded[index] for index in batches[step]]
         metrics = train_step(trunk, optimizer, chosen_pairs, tokens, config, shared=shared)
-        timer.measure("train", sum(side.size for side in distinct_sides(tokens)))
-        run.log(step + 1, {**metrics, **timer.rates()})
+        sides = distinct_sides(tokens)
+        num_tokens = sum(side.size for side in sides)
+        timer.measure("train", num_tokens)
+        flops = meter.training(num_tokens, len(sides), 0)
+        run.log(step + 1, {**metrics, **timer.rates(), **meter.figures(timer, {"train": flops})})
         if (step + 1) % config.save_every == 0 and step + 1 < len(batches):
             run.save_checkpoint(step + 1, lambda folder: save_training(folder, trunk, {ROLE: optimizer}, {}))
     num_samples = normalize(reward, list(prompts) or unique_prompts(pairs), config)
