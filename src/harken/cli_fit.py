@@ -93,6 +93,7 @@ def describe(
     """
     from harken.config import LoraConfig, PpoConfig, RewardConfig
     from harken.lm.attention import SHORT
+    from harken.lm.batch import PACKED_ROW
     from harken.plan import Job
 
     some: Sequence[Any] = data[:MEASURED_TEXTS]
@@ -125,8 +126,8 @@ def describe(
     new = _mean([len(chat.encode_completion(item.completion.content)) for item in some])
     rows = config.batch_size
     if config.packing:
-        # Several demonstrations stand in one row of this many tokens.
-        room = max(1, min(config.max_length, 512) // (prompt + new))
+        # Several demonstrations stand in one row.
+        room = max(1, PACKED_ROW // (prompt + new))
         rows, prompt, new = -(-rows // room), room * prompt, room * new
     return Job(**shared, trained_roles=1, batch=rows, prompt_tokens=prompt, new_tokens=new), ("training",)
 

@@ -301,6 +301,15 @@ def test_a_completion_in_several_pairs_is_read_once(tiny_model_dir: Path) -> Non
     assert rejected.tolist() == pytest.approx([alone[1], alone[2], alone[2]], rel=1e-4, abs=1e-6)
 
 
+def test_pairs_that_share_completions_stay_in_one_pass() -> None:
+    texts = [Tokens([1], [size]) for size in range(8)]  # 2 tokens each
+    group = [(texts[high], texts[low]) for high in range(4) for low in range(high)]
+    other = [(texts[high + 4], texts[low + 4]) for high in range(4) for low in range(high)]
+    assert train_module.pair_microbatches(group + other, 8) == [list(range(6)), list(range(6, 12))]
+    assert train_module.pair_microbatches(group + other, 16) == [list(range(12))]
+    assert train_module.pair_microbatches(group, 1) == [[row] for row in range(6)]
+
+
 def test_a_pair_that_is_too_long_is_named(tiny_model_dir: Path, tmp_path: Path) -> None:
     config = RewardConfig(max_length=10, chat=material.RAW, compute=material.COMPUTE)
     with pytest.raises(DataError, match=r"pair-0.* has 12 tokens, the limit is 10"):

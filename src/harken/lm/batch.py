@@ -16,6 +16,11 @@ PASS_COST = 128
 device that is faster by far has a larger `microbatch_tokens`, of which 1/64 is taken."""
 
 
+PACKED_ROW = 96
+"""Tokens of a packed row where no sequence is longer: attention is computed between all tokens of a row, and up to this
+length it takes the fast way (see `lm.attention`)."""
+
+
 class Tokens(NamedTuple):
     """One prompt with one completion, as token ids."""
 

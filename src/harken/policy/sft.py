@@ -10,7 +10,7 @@ from harken.artifacts import write_folder_manifest
 from harken.config import SftConfig
 from harken.core.sft_loss import completion_nll
 from harken.errors import DataError, SelfTestError
-from harken.lm.batch import Batch, Tokens, microbatches, pack, pad, padding_waste, shuffled_batches
+from harken.lm.batch import PACKED_ROW, Batch, Tokens, microbatches, pack, pad, padding_waste, shuffled_batches
 from harken.lm.checkpoint import load_training, save_adapter, save_model, save_training
 from harken.lm.forward import completion_logprobs
 from harken.lm.load import load_model, with_settled_dtype
@@ -167,4 +167,4 @@ def assemble(trunk: Trunk, sequences: Sequence[Tokens], config: SftConfig) -> Ba
     if not config.packing:
         return pad(sequences, trunk.device)
     longest = max(item.size for item in sequences)
-    return pack(sequences, max(longest, min(config.max_length, 512)), trunk.device)
+    return pack(sequences, max(longest, PACKED_ROW), trunk.device)

@@ -139,14 +139,12 @@ def train_step(
     shared: bool = False,
 ) -> dict[str, float]:
     """Take one optimizer step; the loss is the weighted mean over the batch's pairs."""
-    lengths = [chosen.size + rejected.size for chosen, rejected in encoded]
-    groups = microbatches(lengths, config.compute.microbatch_tokens)
     labels = torch.tensor([pair.soft_label if config.soft_labels else 1.0 for pair in pairs])
     margins = torch.tensor([config.margins[pair.strength] for pair in pairs])
     weights = torch.tensor([pair.weight for pair in pairs])
     denominator = float(weights.sum())
     totals: dict[str, float] = {"loss": 0.0}
-    for rows in groups:
+    for rows in pair_microbatches(encoded, config.compute.microbatch_tokens):
         chosen, rejected = paired_scores(trunk, [encoded[row] for row in rows], shared=shared)
         index = torch.tensor(rows)
         result = bradley_terry_loss(
@@ -196,6 +194,25 @@ def paired_scores(trunk: Trunk, encoded: Sequence[EncodedPair], *, shared: bool 
     place = {_key(side): row for row, side in enumerate(sides)}
     chosen, rejected = ([place[_key(pair[side])] for pair in encoded] for side in (0, 1))
     return scores[chosen], scores[rejected]
+
+
+def pair_microbatches(encoded: Sequence[EncodedPair], max_tokens: int) -> list[list[int]]:
+    """Cut a batch of pairs so that the completions of each part have at most `max_tokens`; one pair always fits.
+
+    Pairs keep their order: those of one group, which share completions, stand side by side.
+    """
+    groups: list[list[int]] = []
+    size = 0
+    seen: set[tuple[tuple[int, ...], tuple[int, ...]]] = set()
+    for row, pair in enumerate(encoded):
+        more = sum(side.size for side in pair if _key(side) not in seen)
+        if not groups or size + more > max_tokens:
+            groups.append([])
+            size, more, seen = 0, sum(side.size for side in pair), set()
+        groups[-1].append(row)
+        size += more
+        seen |= {_key(side) for side in pair}
+    return groups
 
 
 def distinct_sides(encoded: Sequence[EncodedPair]) -> list[Tokens]:
