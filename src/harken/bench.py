@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from harken.config import ComputeConfig, FullConfig, LoraConfig, RewardConfig, SftConfig, Tune
-from harken.lm.batch import Tokens, microbatches, pad, padding_waste
+from harken.lm.batch import Tokens, pad, padding_waste
 from harken.lm.forward import by_microbatch, completion_logprobs
 from harken.lm.load import load_model
 from harken.lm.machine import matrix_rate, memory_bandwidth, peak_memory, reset_peak_memory, synchronize
@@ -185,11 +185,12 @@ def scoring(workload: Workload, rate: float) -> PhaseSpeed:
             batch,
             lambda part: completion_logprobs(trunk, None, part, chunk_tokens=compute.chunk_tokens).logprobs,
             max_tokens=compute.scoring_tokens,
+            padded=trunk.computes_padding,
         )
 
     lengths = [item.size for item in chosen]
     flops = Meter(trunk, LoraConfig()).reading(sum(lengths), len(lengths), int(batch.completion_mask.sum()))
-    waste = padding_waste(lengths, microbatches(lengths, compute.scoring_tokens))
+    waste = trunk.padding_waste(lengths, trunk.microbatches(lengths, compute.scoring_tokens))
     times = _timed(read, trunk, workload.sizes.runs)
     return _result("scoring", f"{len(lengths)} rows", sum(lengths), times, flops / rate, waste=waste)
 

@@ -142,3 +142,21 @@ def test_joined_weights_are_the_models_own_and_save_as_before(tmp_path: Any) -> 
     model.save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path).state_dict()
     assert all(torch.equal(loaded[name], value) for name, value in before.items())
+
+
+def test_padding_does_not_go_through_the_layers() -> None:
+    trunk = make_trunk()
+    batch = pad(ITEMS)
+    hidden = trunk.hidden(None, batch)
+    assert not trunk.computes_padding
+    assert torch.equal(hidden[0, 9:], torch.zeros_like(hidden[0, 9:]))
+    network: Any = plain_model("llama").base_model
+    with torch.no_grad():
+        for row, length in enumerate(batch.lengths.tolist()):
+            alone = network(input_ids=batch.ids[row : row + 1, :length]).last_hidden_state[0]
+            torch.testing.assert_close(hidden[row, :length].detach(), alone, rtol=1e-5, atol=1e-5)
+    # 9 + 9 + 12 tokens fit into 30; padded, two rows of 12 and one more of 9 would not.
+    assert trunk.microbatches([9, 9, 12], 30) == [[2, 0, 1]]
+    assert len(make_trunk("gpt2").microbatches([9, 9, 12], 30)) == 2
+    assert trunk.padding_waste([9, 12], [[0, 1]]) == 0.0
+    assert make_trunk("gpt2").padding_waste([9, 12], [[0, 1]]) == pytest.approx(3 / 24)

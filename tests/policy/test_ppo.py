@@ -116,13 +116,13 @@ def test_microbatches_change_neither_metrics_nor_weights(tiny_model_dir: Path) -
         config = material.ppo_config(compute=compute, minibatch_size=8, loss=PpoLossConfig(entropy_coef=0.01))
         state, experience = _start(tiny_model_dir, config)
         metrics = update(state, experience, score(experience, material.count_letter), config, step=0)
+        assert (len(state.trunk.microbatches(experience.batch.lengths.tolist(), size)) > 1) == (size == 40)
         weights = {
             f"{role} {name}": value for role in (POLICY, CRITIC) for name, value in state.trunk.state(role).items()
         }
         results.append((metrics, weights))
     (one, weights_one), (many, weights_many) = results
-    assert one["padding_waste"] != many["padding_waste"], "the split was another one"
-    for name in one.keys() - {"padding_waste"}:
+    for name in one:
         assert many[name] == pytest.approx(one[name], rel=1e-4, abs=1e-5), name
     for name, value in weights_one.items():
         torch.testing.assert_close(weights_many[name], value, rtol=1e-5, atol=1e-5, msg=name)

@@ -173,7 +173,7 @@ class Side:
                 chunk_tokens=settings.chunk_tokens,
             ).logprobs
 
-        return by_microbatch(batch, read, max_tokens=settings.scoring_tokens).cpu()
+        return by_microbatch(batch, read, max_tokens=settings.scoring_tokens, padded=trunk.computes_padding).cpu()
 
     def kl(self, reference: Trunk, config: EvaluateConfig) -> list[list[float]]:
         """Return log pi - log pi_ref of each completion (k1, nats) by prompt; its mean is the sequence KL."""

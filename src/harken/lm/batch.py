@@ -179,11 +179,11 @@ def shared_size(group: Sequence[Tokens]) -> int:
     return len(group[0].prompt) - 1 + sum(1 + len(sequence.completion) for sequence in group)
 
 
-def microbatches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+def microbatches(lengths: Sequence[int], max_tokens: int, *, padded: bool = True) -> list[list[int]]:
     """Group rows of similar length so that rows x longest stays within `max_tokens` (one row always fits).
 
     Of all ways to cut the rows, sorted by length, the cheapest is taken: many small passes pad less, but each has a
-    price of its own (PASS_COST).
+    price of its own (PASS_COST). Where padding is not computed (`padded` False) tokens alone count.
     """
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     best = [(0.0, 0)]  # for the first 0, 1, 2, ... rows: the least cost, and where the last group of it starts
@@ -191,7 +191,7 @@ def microbatches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     for end in range(1, len(order) + 1):
         options: list[tuple[float, int]] = []
         for start in range(end - 1, -1, -1):
-            size = (end - start) * lengths[order[start]]
+            size = (end - start) * lengths[order[start]] if padded else sum(lengths[row] for row in order[start:end])
             if size > max_tokens and start < end - 1:
                 break
             options.append((best[start][0] + size + price, start))

@@ -130,18 +130,19 @@ def group_scores(trunk: Trunk, role: str, groups: Sequence[Sequence[Tokens]]) ->
 
 
 @torch.no_grad()
-def by_microbatch(batch: Batch, compute: Callable[[Batch], Tensor], *, max_tokens: int) -> Tensor:
+def by_microbatch(batch: Batch, compute: Callable[[Batch], Tensor], *, max_tokens: int, padded: bool = True) -> Tensor:
     """Run `compute` without gradients on length-sorted microbatches and put the rows back in order.
 
     Args:
         batch: all rows.
         compute: maps a microbatch to (b, s, ...) or (b,) values.
         max_tokens: upper bound of rows x padded length in a microbatch.
+        padded: whether padding counts (`Trunk.computes_padding`).
 
     Returns: (B, S, ...) or (B,), 0 beyond a microbatch's width.
     """
     result: Tensor | None = None
-    for rows in microbatches(batch.lengths.tolist(), max_tokens):
+    for rows in microbatches(batch.lengths.tolist(), max_tokens, padded=padded):
         part = compute(batch.select(rows))
         if result is None:
             sizes = (batch.num_rows, batch.ids.shape[1], *part.shape[2:])

@@ -15,6 +15,7 @@ from torch.nn import functional
 from transformers.activations import SiLUActivation
 
 from harken.lm.attention import plain_attention, prefers_plain
+from harken.lm.batch import Batch
 from harken.lm.lora import LoraLinear
 
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
@@ -130,31 +131,42 @@ class LlamaLayers:
         return q, k, values
 
 
-def hidden_states(
-    network: Any, role: str | None, ids: Tensor, position_ids: Tensor | None, allowed: Tensor | None = None
-) -> Tensor:
-    """Return (B, S, H), the last layer's states of (B, S) tokens, padded on the right or packed; differentiable.
+def hidden_states(network: Any, role: str | None, batch: Batch) -> Tensor:
+    """Return (B, S, H), the last layer's states of a batch, 0 where there is padding; differentiable.
+
+    Padding does not go through the layers: only attention sees rows of equal length.
 
     Args:
         network: a model that `is_supported`.
         role: whose adapters are on; None = none.
-        ids: token ids.
-        position_ids: (B, S), starting again at 0 with each packed sequence, which see only themselves; None = 0, 1, ...
-        allowed: (B, 1, S, S) bool, True = may read, where the positions do not say it.
+        batch: B rows of S tokens.
     """
     layers = LlamaLayers(network, role)
-    count, size = ids.shape
-    steps = torch.arange(size, device=ids.device)
-    if position_ids is not None and allowed is None:
-        sequence = (position_ids == 0).cumsum(1)
+    count, size = batch.ids.shape
+    steps = torch.arange(size, device=batch.ids.device)
+    allowed = batch.attention_mask()
+    if batch.position_ids is not None and allowed is None:
+        sequence = (batch.position_ids == 0).cumsum(1)
         allowed = ((sequence[:, :, None] == sequence[:, None]) & (steps[:, None] >= steps))[:, None]
-    positions = steps.repeat(count) if position_ids is None else position_ids.flatten()
+    positions = steps.expand(count, size) if batch.position_ids is None else batch.position_ids
+    # Where the real tokens stand in B x S; None if all do.
+    real = (steps < batch.lengths[:, None]).flatten().nonzero().squeeze(1)
+    places = None if len(real) == count * size else real
 
     def attend(number: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         del number
-        return attend_whole(layers, count, queries, keys, values, allowed)
+        q, k, v = (_spread(part, places, count * size) for part in (queries, keys, values))
+        read = attend_whole(layers, count, q, k, v, allowed)
+        return read if places is None else read[places]
 
-    return layers.normed(layers(ids.flatten(), layers.rotations(positions), attend)).view(count, size, -1)
+    ids, positions = (part.flatten()[real] for part in (batch.ids, positions))
+    states = layers.normed(layers(ids, layers.rotations(positions), attend))
+    return _spread(states, places, count * size).view(count, size, -1)
+
+
+def _spread(x: Tensor, places: Tensor | None, size: int) -> Tensor:
+    """Put (N, ...) where `places` says among `size` of zeros."""
+    return x if places is None else x.new_zeros(size, *x.shape[1:]).index_copy(0, places, x)
 
 
 def attend_whole(

@@ -11,7 +11,7 @@ no role at all: the base with all adapters off.
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from harken.config import FullConfig, LoraConfig
-from harken.lm.batch import Batch
+from harken.lm.batch import Batch, microbatches, padding_waste
 from harken.lm.llama import hidden_states, is_supported
 from harken.lm.load import LoadedModel
 from harken.lm.lora import LoraLinear, RoleSwitch
@@ -118,7 +118,7 @@ class Trunk:
         """Return (B, S, H), the last layer's states of a batch under a role (None = reference)."""
         network: Any = self.network(role)
         if is_supported(network):
-            return hidden_states(network, self.switch.role, batch.ids, batch.position_ids, batch.attention_mask())
+            return hidden_states(network, self.switch.role, batch)
         inputs: dict[str, Any] = {"input_ids": batch.ids, "use_cache": False}
         if batch.position_ids is not None:
             inputs["position_ids"] = batch.position_ids
@@ -154,6 +154,19 @@ class Trunk:
             return values if soft_cap is None else torch.tanh(values / soft_cap) * soft_cap
 
         return logits
+
+    @property
+    def computes_padding(self) -> bool:
+        """Whether padding goes through the layers like tokens; models built like llama leave it out."""
+        return not is_supported(self.model)
+
+    def microbatches(self, lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+        """Cut rows as is cheapest for this model (`lm.batch.microbatches`)."""
+        return microbatches(lengths, max_tokens, padded=self.computes_padding)
+
+    def padding_waste(self, lengths: Sequence[int], groups: Sequence[Sequence[int]]) -> float:
+        """Return the share of positions that went through the layers and hold no token."""
+        return padding_waste(lengths, groups) if self.computes_padding else 0.0
 
     def head(self, role: str, states: Tensor) -> Tensor:
         """Return (N,) fp32, the role's scalar for each of (N, H) states."""

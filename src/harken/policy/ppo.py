@@ -20,7 +20,7 @@ from harken.core.policy_loss import entropy_bonus, ppo_policy_loss
 from harken.core.rewards import apply_stop_penalty, clip_scores, token_rewards
 from harken.core.value_loss import clipped_value_loss, explained_variance
 from harken.errors import DataError
-from harken.lm.batch import Batch, microbatches, padding_waste
+from harken.lm.batch import Batch
 from harken.lm.checkpoint import load_training, save_training
 from harken.lm.forward import completion_logprobs, completion_values, values_of_states
 from harken.lm.load import load_model, with_settled_dtype
@@ -259,7 +259,7 @@ def minibatch_step(
     trunk, settings = state.trunk, config.loss
     batch = experience.batch
     lengths = batch.lengths.tolist()
-    groups = microbatches([lengths[row] for row in rows], config.compute.microbatch_tokens)
+    groups = trunk.microbatches([lengths[row] for row in rows], config.compute.microbatch_tokens)
     denominator = float(batch.completion_mask[torch.tensor(rows, device=batch.ids.device)].sum())
     totals: dict[str, float] = {}
 
@@ -310,7 +310,7 @@ def minibatch_step(
             add(name, share)
     rate = state.optimizers[POLICY].learning_rate()
     norms = {f"grad_norm_{role}": optimizer.step() for role, optimizer in state.optimizers.items()}
-    waste = padding_waste([lengths[row] for row in rows], groups)
+    waste = trunk.padding_waste([lengths[row] for row in rows], groups)
     return {**totals, **norms, "lr": rate, "padding_waste": waste}
 
 

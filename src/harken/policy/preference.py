@@ -20,7 +20,7 @@ from harken.core.aggregate import LossOutput
 from harken.core.preference_loss import dpo_loss
 from harken.errors import DataError, ResumeError, SelfTestError
 from harken.estimates import wilson
-from harken.lm.batch import Tokens, microbatches, shared_size, shuffled_batches
+from harken.lm.batch import Tokens, shared_size, shuffled_batches
 from harken.lm.checkpoint import load_tensors, load_training, publish_tensors, save_training
 from harken.lm.forward import TOLERANCE, can_share_prompts, group_logprobs
 from harken.lm.load import load_model, with_settled_dtype
@@ -181,7 +181,7 @@ def all_logprobs(
 ) -> Tensor:
     """Return (P, 2) fp32 on the CPU, summed log-probabilities of chosen and rejected under a role."""
     # Nothing is kept for a backward pass, so four times as many tokens fit.
-    groups = microbatches(row_sizes(encoded, shared=shared), 4 * config.compute.microbatch_tokens)
+    groups = trunk.microbatches(row_sizes(encoded, shared=shared), 4 * config.compute.microbatch_tokens)
     found = torch.zeros(len(encoded), 2)
     label = "reference" if role is None else "held-out"
     for number in reporter.track(range(len(groups)), label, total=len(groups)):
@@ -220,7 +220,7 @@ def train_step(
         shared: whether a pair is one row.
     """
     sizes = row_sizes(encoded, shared=shared)
-    groups = microbatches(sizes, config.compute.microbatch_tokens)
+    groups = trunk.microbatches(sizes, config.compute.microbatch_tokens)
     labels = torch.tensor([pair.soft_label if config.soft_labels else 1.0 for pair in pairs])
     weights = torch.tensor([pair.weight for pair in pairs])
     denominator = float(weights.sum())

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -90,15 +91,15 @@ def rollout(
     sampler_logprobs = torch.zeros(batch.ids.shape, device=trunk.device)
     flat = [value for item in drawn for value in item.logprobs]
     sampler_logprobs[batch.completion_mask] = torch.tensor(flat, device=trunk.device)
-    room = config.compute.scoring_tokens
-    old = by_microbatch(batch, _reader(trunk, POLICY, config), max_tokens=room)
-    ref = by_microbatch(batch, _reader(trunk, None, config), max_tokens=room)
+    room: Any = {"max_tokens": config.compute.scoring_tokens, "padded": trunk.computes_padding}
+    old = by_microbatch(batch, _reader(trunk, POLICY, config), **room)
+    ref = by_microbatch(batch, _reader(trunk, None, config), **room)
     states = None
     if trunk.has_frozen_body(CRITIC):
-        states = by_microbatch(batch, lambda part: completion_states(trunk, CRITIC, part), max_tokens=room)
+        states = by_microbatch(batch, lambda part: completion_states(trunk, CRITIC, part), **room)
         values = values_of_states(trunk, CRITIC, states, batch.completion_mask)
     else:
-        values = by_microbatch(batch, lambda part: completion_values(trunk, CRITIC, part), max_tokens=room)
+        values = by_microbatch(batch, lambda part: completion_values(trunk, CRITIC, part), **room)
     return Rollout(
         prompts=asked,
         completions=completions,

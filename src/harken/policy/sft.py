@@ -10,7 +10,7 @@ from harken.artifacts import write_folder_manifest
 from harken.config import SftConfig
 from harken.core.sft_loss import completion_nll
 from harken.errors import DataError, SelfTestError
-from harken.lm.batch import PACKED_ROW, Batch, Tokens, microbatches, pack, pad, padding_waste, shuffled_batches
+from harken.lm.batch import PACKED_ROW, Batch, Tokens, pack, pad, shuffled_batches
 from harken.lm.checkpoint import load_training, save_adapter, save_model, save_training
 from harken.lm.forward import completion_logprobs
 from harken.lm.load import load_model, with_settled_dtype
@@ -131,7 +131,7 @@ def train_step(trunk: Trunk, optimizer: Optimizer, sequences: Sequence[Tokens], 
     """Take one optimizer step on a batch; the loss is the mean over the batch's completion tokens."""
     whole = assemble(trunk, sequences, config)
     lengths = whole.lengths.tolist()
-    groups = microbatches(lengths, config.compute.microbatch_tokens)
+    groups = trunk.microbatches(lengths, config.compute.microbatch_tokens)
     denominator = whole.completion_mask.sum()
     loss = 0.0
     for rows in groups:
@@ -146,7 +146,7 @@ def train_step(trunk: Trunk, optimizer: Optimizer, sequences: Sequence[Tokens], 
         "loss": loss,
         "grad_norm": norm,
         "lr": rate,
-        "padding_waste": padding_waste(lengths, groups),
+        "padding_waste": trunk.padding_waste(lengths, groups),
     }
 
 
@@ -155,7 +155,7 @@ def mean_loss(trunk: Trunk, sequences: Sequence[Tokens], config: SftConfig) -> f
     """Return the mean loss per completion token of the first `heldout_batches` batches."""
     whole = assemble(trunk, sequences[: config.heldout_batches * config.batch_size], config)
     total = 0.0
-    for rows in microbatches(whole.lengths.tolist(), config.compute.microbatch_tokens):
+    for rows in trunk.microbatches(whole.lengths.tolist(), config.compute.microbatch_tokens):
         part = whole.select(rows)
         logprobs = completion_logprobs(trunk, ROLE, part, chunk_tokens=config.compute.chunk_tokens).logprobs
         total -= float(logprobs.sum())

@@ -76,6 +76,7 @@ class RewardModel:
             batch,
             lambda part: sequence_scores(self.trunk, self.role, part),
             max_tokens=self.compute.scoring_tokens,
+            padded=self.trunk.computes_padding,
         ).cpu()
 
     def save(self, folder: Path, info: dict[str, Any], parents: dict[str, str]) -> None:

@@ -12,7 +12,7 @@ from harken.config import RewardConfig
 from harken.core.reward_loss import bradley_terry_loss
 from harken.core.rewards import fit_score_normalization
 from harken.errors import DataError
-from harken.lm.batch import Tokens, microbatches, pad, padding_waste, shared_size, shuffled_batches
+from harken.lm.batch import Tokens, pad, shared_size, shuffled_batches
 from harken.lm.checkpoint import load_training, save_training
 from harken.lm.forward import can_share_prompts, group_scores, sequence_scores
 from harken.lm.load import load_model, with_settled_dtype
@@ -163,7 +163,7 @@ def train_step(
     rate = optimizer.learning_rate()
     norm = optimizer.step()
     sizes = [shared_size(pair) for pair in encoded] if shared else [side.size for side in distinct_sides(encoded)]
-    waste = padding_waste(sizes, microbatches(sizes, PASS_TOKENS))
+    waste = trunk.padding_waste(sizes, trunk.microbatches(sizes, PASS_TOKENS))
     return {**totals, "grad_norm": norm, "lr": rate, "padding_waste": waste}
 
 
@@ -181,13 +181,13 @@ def paired_scores(trunk: Trunk, encoded: Sequence[EncodedPair], *, shared: bool 
     similar length: the two sides of a pair often differ.
     """
     if shared:
-        groups = microbatches([shared_size(pair) for pair in encoded], PASS_TOKENS)
+        groups = trunk.microbatches([shared_size(pair) for pair in encoded], PASS_TOKENS)
         parts = [group_scores(trunk, ROLE, [encoded[row] for row in rows]) for rows in groups]
         order = torch.tensor([row for rows in groups for row in rows], device=trunk.device)
         chosen, rejected = torch.cat(parts)[order.argsort()].unbind(1)
         return chosen, rejected
     sides = distinct_sides(encoded)
-    groups = microbatches([side.size for side in sides], PASS_TOKENS)
+    groups = trunk.microbatches([side.size for side in sides], PASS_TOKENS)
     parts = [sequence_scores(trunk, ROLE, pad([sides[row] for row in rows], trunk.device)) for rows in groups]
     order = torch.tensor([row for rows in groups for row in rows], device=trunk.device)
     scores = torch.cat(parts)[order.argsort()]
