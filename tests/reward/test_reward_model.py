@@ -329,7 +329,7 @@ def test_scoring_tokens_bound_a_pass_and_not_the_scores(tiny_model_dir: Path, mo
     hidden = trunk.hidden
 
     def counted(role: str | None, batch: Any) -> torch.Tensor:
-        passes.append(batch.ids.numel())
+        passes.append(int(batch.lengths.sum()))
         return hidden(role, batch)
 
     monkeypatch.setattr(trunk, "hidden", counted)
