@@ -46,7 +46,7 @@ def demo(
 ) -> None:
     """Run the whole loop once, on real ratings and a real model.
 
-    Takes about 13 minutes on 2 CPU cores and writes out/demo/report.html (with --fast: 2 minutes and
+    Takes about 10 minutes on 2 CPU cores and writes out/demo/report.html (with --fast: 2 minutes and
     out/demo-fast/report.html).
     """
     folder = out or Path("out/demo-fast" if fast else "out/demo")
