@@ -37,12 +37,13 @@ def _dpo(model: Path, tune: Tune, save_every: int = 1) -> Stage:
 
 
 def _ppo(model: Path, tune: Tune, save_every: int = 1) -> Stage:
-    # Every part with a memory is at work: the KL controller, two schedules, prompts that begin a second lap.
+    # Every part with a memory is at work: the KL controller, two schedules, an average of the weights, prompts that
+    # begin a second lap.
     config = material.ppo_config(
         tune=tune,
         save_every=save_every,
         kl=AdaptiveKl(coef=0.1, target=0.1, horizon=20.0),
-        policy_optimizer=OptimizerConfig(learning_rate=3e-3, schedule="cosine", warmup_fraction=0.5),
+        policy_optimizer=OptimizerConfig(learning_rate=3e-3, schedule="cosine", warmup_fraction=0.5, ema_decay=0.8),
     )
     return lambda out, reporter: ppo(model, material.prompts(), material.count_letter, out, config, reporter=reporter)
 

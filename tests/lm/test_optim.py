@@ -184,3 +184,62 @@ def test_a_parameter_without_gradient_stays() -> None:
     second = Optimizer(_parameters(), CONSTANT, 3)
     second.load_state(optimizer.state())
     assert second.state().keys() == optimizer.state().keys()
+
+
+def _steps(parameters: dict[str, nn.Parameter], optimizer: Optimizer, first: int, end: int) -> list[torch.Tensor]:
+    """Take steps and return the weight `a` after each."""
+    weights: list[torch.Tensor] = []
+    for step in range(first, end):
+        _set_gradients(parameters, step)
+        optimizer.step()
+        weights.append(parameters["a"].detach().clone())
+    return weights
+
+
+AVERAGED = CONSTANT.model_copy(update={"ema_decay": 0.6})
+
+
+def test_the_average_is_the_mean_of_the_first_weights_and_then_moves_by_its_decay() -> None:
+    parameters = _parameters()
+    optimizer = Optimizer(parameters, AVERAGED, 4)
+    first, second, third, fourth = _steps(parameters, optimizer, 0, 4)
+    after_two = (first + second) / 2
+    after_three = 0.6 * after_two + 0.4 * third  # 2/3 would be the mean; the decay is less
+    expected = 0.6 * after_three + 0.4 * fourth
+    assert torch.equal(parameters["a"], fourth)
+    optimizer.use_average()
+    assert torch.allclose(parameters["a"], expected, atol=1e-7)
+    assert not torch.allclose(parameters["a"], fourth, atol=1e-3)
+
+
+def test_without_a_decay_the_last_weights_stay() -> None:
+    parameters = _parameters()
+    optimizer = Optimizer(parameters, CONSTANT, 3)
+    last = _steps(parameters, optimizer, 0, 3)[-1]
+    optimizer.use_average()
+    assert torch.equal(parameters["a"], last)
+    assert not any(name.endswith("::average") for name in optimizer.state())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_average_goes_on_bit_for_bit_after_loading(dtype: torch.dtype) -> None:
+    straight = _parameters(dtype)
+    optimizer = Optimizer(straight, AVERAGED, 8)
+    _steps(straight, optimizer, 0, 3)
+    resumed = {name: nn.Parameter(value.detach().clone()) for name, value in straight.items()}
+    second = Optimizer(resumed, AVERAGED, 8)
+    second.load_state(optimizer.state())
+    for parameters, one in ((straight, optimizer), (resumed, second)):
+        _steps(parameters, one, 3, 8)
+        one.use_average()
+    assert all(torch.equal(resumed[name], straight[name]) for name in straight)
+
+
+def test_averages_of_bf16_weights_are_kept_in_fp32() -> None:
+    parameters = _parameters(torch.bfloat16)
+    optimizer = Optimizer(parameters, AVERAGED, 3)
+    _steps(parameters, optimizer, 0, 2)
+    assert optimizer.state()["a::average"].dtype == torch.float32
+    optimizer.use_average()
+    assert parameters["a"].dtype == torch.bfloat16
+    assert torch.equal(parameters["a"], optimizer.state()["a::average"].bfloat16())

@@ -49,6 +49,9 @@ class OptimizerConfig(Config):
     """Share of all optimizer steps in which the rate rises linearly from 0."""
     schedule: Literal["constant", "linear", "cosine"] = "linear"
     """How the rate falls after the warm-up; linear and cosine end at 0."""
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Give out an exponential moving average of the weights instead of the last ones: at each optimizer step the
+    average keeps this share of itself (arXiv:2203.02155, appendix C: 0.992), so it spans about 1 / (1 - ema_decay)."""
 
 
 class ComputeConfig(Config):

@@ -1,4 +1,4 @@
-"""AdamW with warm-up, decay, gradient clipping, and fp32 masters for bf16 weights."""
+"""AdamW with warm-up, decay, gradient clipping, fp32 masters for bf16 weights, and an average of the weights."""
 
 import math
 
@@ -28,6 +28,7 @@ class Optimizer:
             name: parameter if parameter.dtype == torch.float32 else nn.Parameter(parameter.detach().float())
             for name, parameter in parameters.items()
         }
+        self._averages = {} if settings.ema_decay is None else self._copies()
         self._adam = torch.optim.AdamW(
             self._masters.values(),
             lr=settings.learning_rate,
@@ -65,6 +66,8 @@ class Optimizer:
         self._adam.step()
         self.steps += 1
         with torch.no_grad():
+            for name, average in self._averages.items():
+                average.lerp_(self._masters[name], 1.0 - self._share_kept())
             for name, parameter in self.parameters.items():
                 if self._masters[name] is not parameter:
                     parameter.copy_(self._masters[name])
@@ -72,8 +75,23 @@ class Optimizer:
                 self._masters[name].grad = None
         return float(norm)
 
+    def _copies(self) -> dict[str, Tensor]:
+        return {name: master.detach().clone() for name, master in self._masters.items()}
+
+    def _share_kept(self) -> float:
+        """Return what the average keeps of itself: less at first, so that the start's weights do not linger."""
+        decay = self.settings.ema_decay
+        assert decay is not None, "averages exist only with a decay"
+        return min(decay, (self.steps - 1) / self.steps)
+
+    @torch.no_grad()
+    def use_average(self) -> None:
+        """Put the average into the weights, where one is kept; for the end of a run, after the last step."""
+        for name, average in self._averages.items():
+            self.parameters[name].copy_(average)
+
     def state(self) -> dict[str, Tensor]:
-        """Return moments, masters and the step count as named CPU tensors."""
+        """Return moments, masters, averages and the step count as named CPU tensors."""
         tensors = {"steps": torch.tensor(self.steps)}
         for name, master in self._masters.items():
             moments = self._adam.state.get(master, {})
@@ -82,6 +100,8 @@ class Optimizer:
                     tensors[f"{name}::{key}"] = moments[key].detach().to("cpu", copy=True)
             if master is not self.parameters[name]:
                 tensors[f"{name}::master"] = master.detach().to("cpu", copy=True)
+            if name in self._averages:
+                tensors[f"{name}::average"] = self._averages[name].to("cpu", copy=True)
         return tensors
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
@@ -91,6 +111,8 @@ class Optimizer:
             for name, master in self._masters.items():
                 if f"{name}::master" in tensors:
                     master.copy_(tensors[f"{name}::master"])
+                if name in self._averages:
+                    self._averages[name].copy_(tensors[f"{name}::average"])
                 moments = {
                     key: tensors[f"{name}::{key}"].clone()
                     for key in ("exp_avg", "exp_avg_sq", "step")

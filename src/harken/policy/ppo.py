@@ -108,6 +108,7 @@ def ppo(
             run.log_sample(step + 1, sample_row(experience, scores, row))
         if (step + 1) % config.save_every == 0:
             save_step(run, state, step + 1)
+    state.optimizers[POLICY].use_average()
     folder = save_policy(out, trunk, run, str(model))
     run.finish({"episodes": config.steps * config.prompts_per_step * config.completions_per_prompt})
     return folder

@@ -108,6 +108,7 @@ def dpo(
         run.log(step + 1, {**metrics, **timer.rates(), **meter.figures(timer, {"train": flops})})
         if (step + 1) % config.save_every == 0 and step + 1 < len(batches):
             run.save_checkpoint(step + 1, lambda folder: save_training(folder, trunk, {ROLE: optimizer}, {}))
+    optimizer.use_average()
     evaluation: dict[str, Any] = {"num_pairs": 0}
     if heldout:
         before = reference[len(train) :]

@@ -76,6 +76,8 @@ def sft(
         num_tokens = sum(item.size for item in batch)
         timer.measure("train", num_tokens)
         flops = meter.training(num_tokens, len(batch), sum(len(item.completion) for item in batch))
+        if step == len(batches) - 1:
+            optimizer.use_average()
         if heldout and step in (0, len(batches) - 1):
             metrics["heldout_loss"] = mean_loss(trunk, heldout, config)
         run.log(step + 1, {**metrics, **timer.rates(), **meter.figures(timer, {"train": flops})})
