@@ -48,7 +48,7 @@ def _by_hand(name: str, trunk: Trunk, role: str) -> nn.Module:
     model = plain_model(name)
     own = trunk.parameters(role)
     with torch.no_grad():
-        for path in trunk.adapted_paths():
+        for path in trunk.adapted_paths(role):
             layer: Any = model.get_submodule(path)
             change = own[f"{path}.lora_B"].double() @ own[f"{path}.lora_A"].double() * (LORA.alpha / LORA.rank)
             change = change.T if isinstance(layer, Conv1D) else change
@@ -109,7 +109,7 @@ def test_every_linear_layer_but_the_output_is_adapted(name: str) -> None:
     }
     trunk = make_trunk(name)
     trunk.add_role("policy", LORA, seed=0)
-    assert set(trunk.adapted_paths()) == expected
+    assert set(trunk.adapted_paths("policy")) == expected
     assert len(expected) in (8, 14)  # two blocks: 4 layers each where projections are fused, else 7
 
 

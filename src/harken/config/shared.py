@@ -20,6 +20,9 @@ class LoraConfig(Config):
     """Rank of each adapter."""
     alpha: Positive = 32.0
     """Adapter outputs are multiplied by alpha / rank."""
+    top_layers: Count | None = None
+    """Only so many of the last transformer layers get adapters; None is all of them. Nothing is computed backward
+    through the layers below, and what they compute is the same for all roles: PPO computes it once a rollout."""
 
 
 class FullConfig(Config):

@@ -47,6 +47,9 @@ class Batch:
         position_ids: (B, S) long for packed rows, starting again at 0 with each sequence; None = 0, 1, 2, ...
         segments: (B, S) long for rows of `pad_shared`: 0 = what all completions of the row share, k = the part of
             completion k, which other completions do not see; None = one sequence a row, or packed ones.
+        lower_states: (B, S, H), what the first `num_lower_layers` layers gave, which no role changes
+            (`Trunk.with_lower_states`); None = not computed yet.
+        num_lower_layers: number of layers that need not be computed again.
     """
 
     ids: Tensor
@@ -54,6 +57,8 @@ class Batch:
     lengths: Tensor
     position_ids: Tensor | None = None
     segments: Tensor | None = None
+    lower_states: Tensor | None = None
+    num_lower_layers: int = 0
 
     @property
     def num_rows(self) -> int:
@@ -64,14 +69,18 @@ class Batch:
         """Return some rows, cut to the longest of them."""
         index = torch.tensor(rows, device=self.ids.device)
         size = int(self.lengths[index].max())
-        positions = None if self.position_ids is None else self.position_ids[index, :size]
-        segments = None if self.segments is None else self.segments[index, :size]
+
+        def cut(part: Tensor | None) -> Tensor | None:
+            return None if part is None else part[index, :size]
+
         return Batch(
             self.ids[index, :size],
             self.completion_mask[index, :size],
             self.lengths[index],
-            positions,
-            segments,
+            cut(self.position_ids),
+            cut(self.segments),
+            cut(self.lower_states),
+            self.num_lower_layers,
         )
 
     def last_index(self) -> Tensor:

@@ -100,7 +100,7 @@ def save_adapter(folder: Path, trunk: Trunk, role: str, base: str) -> None:
         "lora_dropout": 0.0,
         "bias": "none",
         "fan_in_fan_out": trunk.has_transposed_layers,
-        "target_modules": sorted(trunk.adapted_paths()),
+        "target_modules": sorted(trunk.adapted_paths(role)),
         "inference_mode": True,
     }
     write_json(folder / "adapter_config.json", config)

@@ -59,7 +59,7 @@ class LlamaDecoder:
             read = torch.bmm(weights, self.values[number, :rows, :, : self.length].flatten(0, 1))
             return read.view(rows, -1)
 
-        return layers.normed(layers(tokens, (cos[positions], sin[positions]), attend))
+        return layers.normed(layers(layers.embed(tokens), (cos[positions], sin[positions]), attend))
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows, in this order; only those that change their place are copied."""
@@ -92,5 +92,5 @@ class LlamaDecoder:
             return attend_whole(self.layers, count, queries, keys, values, allowed)
 
         cos, sin = self.rotations
-        states = self.layers(ids.flatten(), (cos[positions], sin[positions]), attend)
+        states = self.layers(self.layers.embed(ids.flatten()), (cos[positions], sin[positions]), attend)
         return self.layers.normed(states.view(count, size, -1)[:, -1])

@@ -81,17 +81,24 @@ def is_supported(network: Any) -> bool:
 class LlamaLayers:
     """The layers of a model built like llama, as one role computes them at this moment."""
 
-    def __init__(self, network: Any, role: str | None) -> None:
-        """Join weights (once a model) and the role's adapters (each time: they change in training)."""
+    def __init__(self, network: Any, role: str | None, first: int = 0, end: int | None = None) -> None:
+        """Join weights (once a model) and the role's adapters (each time: they change in training).
+
+        Args:
+            network: a model that `is_supported`.
+            role: whose adapters are on; None = none.
+            first: the first layer wanted.
+            end: the layer after the last one wanted; None = all that follow.
+        """
         base, config = network.base_model, network.config
-        self.layers = [_layer(block, role) for block in base.layers]
+        self.layers = [_layer(block, role) for block in base.layers[first:end]]
         self.key_heads: int = config.num_key_value_heads
         self.groups: int = config.num_attention_heads // config.num_key_value_heads
         self.width: int = base.layers[0].self_attn.head_dim
         self.scale: float = base.layers[0].self_attn.scaling
         self.device: torch.device = network.device
         self.dtype: torch.dtype = network.dtype
-        self._embed: nn.Module = base.embed_tokens
+        self.embed: nn.Module = base.embed_tokens
         self._norm = _norm(base.norm)
         self._rotary = base.rotary_emb
 
@@ -102,9 +109,8 @@ class LlamaLayers:
         first, second = sin[0].chunk(2, dim=-1)
         return cos[0][:, None], torch.cat([-first, second], dim=-1)[:, None]
 
-    def __call__(self, ids: Tensor, rotations: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
-        """Return states (N, H) after the last layer and before the last norm, of (N,) tokens."""
-        x = self._embed(ids)
+    def __call__(self, x: Tensor, rotations: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
+        """Return states (N, H) after the last layer and before the last norm, of states (N, H) before the first."""
         for number, layer in enumerate(self.layers):
             queries, keys, values = self._project(layer, x, rotations)
             # In place of a new tensor: autograd does not need what the projections gave.
@@ -131,7 +137,7 @@ class LlamaLayers:
         return q, k, values
 
 
-def hidden_states(network: Any, role: str | None, batch: Batch) -> Tensor:
+def hidden_states(network: Any, role: str | None, batch: Batch, *, num_layers: int | None = None) -> Tensor:
     """Return (B, S, H), the last layer's states of a batch, 0 where there is padding; differentiable.
 
     Padding does not go through the layers: only attention sees rows of equal length.
@@ -139,9 +145,11 @@ def hidden_states(network: Any, role: str | None, batch: Batch) -> Tensor:
     Args:
         network: a model that `is_supported`.
         role: whose adapters are on; None = none.
-        batch: B rows of S tokens.
+        batch: B rows of S tokens; it begins after the layers whose states it brings.
+        num_layers: stop after so many layers, before the last norm.
     """
-    layers = LlamaLayers(network, role)
+    lower = batch.lower_states
+    layers = LlamaLayers(network, role, 0 if lower is None else batch.num_lower_layers, num_layers)
     count, size = batch.ids.shape
     steps = torch.arange(size, device=batch.ids.device)
     allowed = batch.attention_mask()
@@ -160,7 +168,10 @@ def hidden_states(network: Any, role: str | None, batch: Batch) -> Tensor:
         return read if places is None else read[places]
 
     ids, positions = (part.flatten()[real] for part in (batch.ids, positions))
-    states = layers.normed(layers(ids, layers.rotations(positions), attend))
+    x = layers.embed(ids) if lower is None else lower.flatten(0, 1)[real]
+    states = layers(x, layers.rotations(positions), attend)
+    if num_layers is None:
+        states = layers.normed(states)
     return _spread(states, places, count * size).view(count, size, -1)
 
 

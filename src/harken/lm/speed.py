@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from harken.config import LoraConfig, Tune
@@ -32,22 +33,42 @@ class Meter:
         self._shape: ModelShape | None = None
         with suppress(DataError):
             self._shape = model_shape(trunk)
+        self._lower: ModelShape | None = None
+        if self._shape is not None and isinstance(tune, LoraConfig) and tune.top_layers is not None:
+            # Layers without adapters: nothing goes backward through them.
+            self._lower = replace(self._shape, layers=self._shape.layers - tune.top_layers)
+            self._shape = replace(self._shape, layers=tune.top_layers)
         self._tune = tune
         self._rank = tune.rank if isinstance(tune, LoraConfig) else 0
         self._peak = matrix_rate(trunk.dtype, trunk.device)
 
-    def training(self, positions: int, rows: int, logit_tokens: int) -> float:
-        """Return operations of a forward and backward pass over rows without padding."""
+    def training(self, positions: int, rows: int, logit_tokens: int, *, with_lower: bool = True) -> float:
+        """Return operations of a forward and backward pass over rows without padding.
+
+        Args:
+            positions: tokens of all rows.
+            rows: number of rows.
+            logit_tokens: tokens whose logits are wanted.
+            with_lower: whether the layers below all adapters are computed, or their states are there already.
+        """
         if self._shape is None:
             return 0.0
         length = positions / max(1, rows)
-        return training_flops(self._shape, positions, length, logit_tokens, tune=self._tune.kind, rank=self._rank)
+        upper = training_flops(self._shape, positions, length, logit_tokens, tune=self._tune.kind, rank=self._rank)
+        return upper + (self.lower(positions, rows) if with_lower else 0.0)
 
-    def reading(self, positions: int, rows: int, logit_tokens: int) -> float:
-        """Return operations of a forward pass over rows without padding."""
+    def reading(self, positions: int, rows: int, logit_tokens: int, *, with_lower: bool = True) -> float:
+        """Return operations of a forward pass over rows without padding; arguments as of `training`."""
         if self._shape is None:
             return 0.0
-        return forward_flops(self._shape, positions, positions / max(1, rows), logit_tokens, self._rank)
+        upper = forward_flops(self._shape, positions, positions / max(1, rows), logit_tokens, self._rank)
+        return upper + (self.lower(positions, rows) if with_lower else 0.0)
+
+    def lower(self, positions: int, rows: int) -> float:
+        """Return operations of a forward pass through the layers below all adapters."""
+        if self._lower is None:
+            return 0.0
+        return forward_flops(self._lower, positions, positions / max(1, rows), 0)
 
     def figures(self, timer: Timer, flops: Mapping[str, float]) -> dict[str, float]:
         """Return `share_of_peak_PHASE` of each phase in `flops`, and the peak memory so far, in bytes."""

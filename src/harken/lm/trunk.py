@@ -12,7 +12,7 @@ no role at all: the base with all adapters off.
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from harken.config import FullConfig, LoraConfig
+from harken.errors import ConfigError
 from harken.lm.batch import Batch, microbatches, padding_waste
 from harken.lm.llama import hidden_states, is_supported
 from harken.lm.load import LoadedModel
@@ -91,13 +92,18 @@ class Trunk:
             seed: of the adapters' and head's random initialization.
             head: add a scalar head, N(0, 1/sqrt(width + 1)) with bias 0 (OpenAI 2019).
             through: with `tune` None: the role whose adapters it reads through, without training them.
+
+        Raises:
+            ConfigError: adapters on more layers than the model has.
         """
         role = Role(through=through)
         match tune:
             case LoraConfig():
                 role.lora = tune
+                first = self._first_adapted(tune)
                 for path, layer in self._adapted_layers().items():
-                    layer.add(name, tune.rank, tune.alpha / tune.rank, derive_seed(seed, path))
+                    if _layer_number(path) >= first:
+                        layer.add(name, tune.rank, tune.alpha / tune.rank, derive_seed(seed, path))
             case FullConfig():
                 self.switch.role = None
                 role.full_model = copy.deepcopy(self._without_adapters())
@@ -127,6 +133,27 @@ class Trunk:
             is_plain = network.config._attn_implementation == "eager"
             inputs["attention_mask"] = (~mask).to(self.dtype) * torch.finfo(self.dtype).min if is_plain else mask
         return network.base_model(**inputs).last_hidden_state
+
+    def with_lower_states(self, batch: Batch, *, max_tokens: int) -> Batch:
+        """Return the batch with what the layers below all adapters compute, so that no role computes it again.
+
+        Args:
+            batch: B rows of S tokens.
+            max_tokens: tokens in one pass.
+
+        Returns: the same batch where there are no such layers, or where a role is a full copy.
+        """
+        firsts = [self._first_adapted(role.lora) for role in self.roles.values() if role.lora is not None]
+        is_copied = any(role.full_model is not None for role in self.roles.values())
+        number = min(firsts, default=0)
+        if number == 0 or is_copied or not is_supported(self.model):
+            return batch
+        states = torch.zeros(*batch.ids.shape, self.hidden_size, dtype=self.dtype, device=self.device)
+        with torch.no_grad():
+            for rows in self.microbatches(batch.lengths.tolist(), max_tokens):
+                part = hidden_states(self.model, None, batch.select(rows), num_layers=number)
+                states[torch.tensor(rows, device=self.device), : part.shape[1]] = part
+        return replace(batch, lower_states=states, num_lower_layers=number)
 
     def network(self, role: str | None) -> PreTrainedModel:
         """Return the model that computes a role, its adapters switched on (`switch.role` says whose those are)."""
@@ -219,19 +246,29 @@ class Trunk:
                 tensors[plain_names.get(f"{wrapped}.", f"{wrapped}.") + leaf] = value
         if role is not None and self.roles[role].lora is not None:
             for path, layer in self._layers.items():
-                weight: Any = layer.base.weight
-                total = weight.float() + layer.delta(role)
-                tensors[f"{path}.weight"] = total.detach().to(weight.dtype)
+                if role in layer.scale:
+                    weight: Any = layer.base.weight
+                    total = weight.float() + layer.delta(role)
+                    tensors[f"{path}.weight"] = total.detach().to(weight.dtype)
         return tensors
 
-    def adapted_paths(self) -> Iterator[str]:
-        """Yield the module path of every layer that adapters sit on."""
-        yield from self._adapted_layers()
+    def adapted_paths(self, role: str) -> Iterator[str]:
+        """Yield the path of every linear layer that a role has an adapter on."""
+        yield from (path for path, layer in self._adapted_layers().items() if role in layer.scale)
 
     @property
     def has_transposed_layers(self) -> bool:
         """Whether adapted layers keep their weights as (in, out)."""
         return any(layer.is_transposed for layer in self._layers.values())
+
+    def _first_adapted(self, tune: LoraConfig) -> int:
+        """Return the number of the first transformer layer that gets adapters."""
+        if tune.top_layers is None:
+            return 0
+        count = 1 + max(_layer_number(path) for path in self._adapted_layers())
+        if tune.top_layers > count:
+            raise ConfigError(f"top_layers is {tune.top_layers}, the model has {count} layers; give at most so many")
+        return count - tune.top_layers
 
     def _adapted_layers(self) -> dict[str, LoraLinear]:
         """Wrap every linear layer of the transformer blocks (not the output layer), once."""
@@ -253,3 +290,8 @@ class Trunk:
         """Return the base with plain layers in place of adapted ones; adapted layers come back on the next use."""
         assert not self._layers, "add full-copy roles before adapter roles"
         return self.model
+
+
+def _layer_number(path: str) -> int:
+    """Return the number of the transformer layer that a module belongs to, such as 3 of `model.layers.3.mlp`."""
+    return next((int(part) for part in path.split(".") if part.isdigit()), -1)

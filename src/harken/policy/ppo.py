@@ -7,6 +7,7 @@ The whole algorithm reads top to bottom here: `ppo` is the loop, `update` one st
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -348,15 +349,18 @@ def rollout_metrics(experience: Rollout, scores: Tensor, rewards: Tensor, kl_coe
 def step_flops(meter: Meter, experience: Rollout, epochs: int) -> dict[str, float]:
     """Return operations of one iteration by phase: what it takes by definition, however the passes are arranged.
 
-    Sampling reads each token once; then policy and reference read it with the output layer, the critic without. A
-    critic that is a head only costs nothing worth counting in training.
+    Sampling reads each token once; then policy and reference read it with the output layer, the critic without; layers
+    that no role changes are computed once for all of them. A critic that is only a head costs next to nothing.
     """
     batch = experience.batch
-    positions, num_tokens = int(batch.lengths.sum()), int(batch.completion_mask.sum())
-    with_logits = meter.reading(positions, batch.num_rows, num_tokens)
-    policy, critic = (meter.training(positions, batch.num_rows, count) for count in (num_tokens, 0))
+    num_tokens = int(batch.completion_mask.sum())
+    size = int(batch.lengths.sum()), batch.num_rows
+    is_cached = batch.lower_states is not None
+    reading = partial(meter.reading, *size, with_lower=not is_cached)
+    policy, critic = (meter.training(*size, count, with_lower=not is_cached) for count in (num_tokens, 0))
+    scoring = 2 * reading(num_tokens) + reading(0) + (meter.lower(*size) if is_cached else 0.0)
     return {
-        "sample": 3 * with_logits + meter.reading(positions, batch.num_rows, 0),
+        "sample": meter.reading(*size, num_tokens) + scoring,
         "train": epochs * (policy + (critic if experience.critic_states is None else 0.0)),
     }
 
