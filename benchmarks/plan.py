@@ -27,9 +27,10 @@ from harken.lm.machine import memory_in_use, peak_memory, reset_peak_memory
 from harken.lm.optim import Optimizer
 from harken.lm.sample import sample
 from harken.lm.trunk import Trunk
-from harken.plan import PHASES, SIZES, Job, ModelShape, Phase, peak_bytes
+from harken.plan import PHASES, Job, Phase, peak_bytes
 from harken.policy.sft import ROLE, train_step
 from harken.records import SamplingSettings
+from harken.shapes import SIZES, ModelShape
 
 CPU = torch.device("cpu")
 WIDE = ModelShape(1024, 2816, 6, 16, 16, 64, 32000)

@@ -14,21 +14,17 @@ from harken.lm.forward import completion_logprobs
 from harken.lm.optim import Optimizer
 from harken.lm.speed import model_shape
 from harken.plan import (
-    SIZES,
     Device,
     Job,
-    ModelShape,
-    forward_flops,
     joined_bytes,
     kept_for_backward,
     peak_bytes,
     plan,
     resident_bytes,
-    shape_from_config,
     step_bytes,
-    training_flops,
     working_bytes,
 )
+from harken.shapes import SIZES, ModelShape, forward_flops, shape_from_config, training_flops
 from tests.lm.archs import make_trunk, random_tokens
 
 TINY = Job(trained_roles=1, rank=4, weight_bytes=4, batch=4, prompt_tokens=5, new_tokens=7)
@@ -112,7 +108,7 @@ def test_what_is_kept_for_the_backward_pass_is_what_autograd_saves(
     assert joined_bytes(shape, job) == pytest.approx(saved(8) - measured * 8 * TINY.row_tokens, rel=0.08)  # see above
 
 
-@pytest.mark.parametrize("tune", [LoraConfig(rank=4), FullConfig()])
+@pytest.mark.parametrize("tune", [LoraConfig(rank=4), LoraConfig(rank=4, top_layers=1), FullConfig()])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_resident_memory_is_weights_moments_and_masters(tune: LoraConfig | FullConfig, dtype: torch.dtype) -> None:
     trunk = make_trunk("llama", dtype)
@@ -125,7 +121,9 @@ def test_resident_memory_is_weights_moments_and_masters(tune: LoraConfig | FullC
     state = optimizer.state()
     moments = sum(value.nbytes for name, value in state.items() if name.rpartition("::")[2].startswith("exp_avg"))
     masters = sum(value.nbytes for name, value in state.items() if name.endswith("::master"))
-    found = resident_bytes(model_shape(trunk), dataclasses.replace(TINY, tune=tune.kind, weight_bytes=dtype.itemsize))
+    top_layers = tune.top_layers if isinstance(tune, LoraConfig) else None
+    job = dataclasses.replace(TINY, tune=tune.kind, top_layers=top_layers, weight_bytes=dtype.itemsize)
+    found = resident_bytes(model_shape(trunk), job)
     assert found["AdamW moments"] == moments
     assert found["fp32 masters"] == masters
     assert found["trained weights"] == sum(value.nbytes for value in own.values())
@@ -232,3 +230,16 @@ def test_the_parts_of_a_phase_add_up() -> None:
             assert sum(phase.parts.values()) == phase.bytes == peak_bytes(SIZES["1B"], job, phase.phase)
             assert min(phase.parts.values()) >= 0
             assert set(working_bytes(SIZES["1B"], job, phase.phase)) <= set(phase.parts)
+
+
+def test_adapters_on_the_upper_half_cost_half_of_what_depends_on_the_adapted_layers() -> None:
+    shape = SIZES["smollm2"]
+    whole, half = Job(), Job(top_layers=15)
+    assert 2 * kept_for_backward(dataclasses.replace(shape, layers=15), half) == kept_for_backward(shape, whole)
+    by_phase = [{item.phase: item for item in plan(shape, job, GPU)} for job in (whole, half)]
+    saved = [phases["training"].parts["kept for backward"] for phases in by_phase]
+    assert 2 * saved[1] == saved[0]
+    # Without the output layer training would take half the time.
+    assert 0.5 < by_phase[1]["training"].seconds / by_phase[0]["training"].seconds < 0.7
+    with pytest.raises(UsageError, match="adapters on 31 layers, the model has 30"):
+        plan(shape, Job(top_layers=31), GPU)

@@ -11,7 +11,8 @@ from harken.cli_common import JsonOption, model_name, reporter, settings, show, 
 
 if TYPE_CHECKING:
     from harken.bench import Bench
-    from harken.plan import Device, Job, ModelShape, PhasePlan
+    from harken.plan import Device, Job, PhasePlan
+    from harken.shapes import ModelShape
 
 GB = 1e9
 
@@ -26,6 +27,9 @@ StageOption = Annotated[
 ]
 TuneOption = Annotated[
     Literal["lora", "full"], typer.Option("--tune", metavar="T", help="lora (adapters) or full (all weights).")
+]
+TopLayersOption = Annotated[
+    int | None, typer.Option("--top-layers", metavar="N", min=1, help="Adapters on the last N layers only.")
 ]
 PrecisionOption = Annotated[
     Literal["bfloat16", "float32"], typer.Option("--precision", metavar="P", help="bfloat16 or float32.")
@@ -95,6 +99,7 @@ def plan(
     stage: StageOption = "ppo",
     tune: TuneOption = "lora",
     rank: Annotated[int, typer.Option("--rank", metavar="N", min=1, help="Rank of the adapters.")] = 16,
+    top_layers: TopLayersOption = None,
     precision: PrecisionOption = "bfloat16",
     batch: Annotated[
         int, typer.Option("--batch", metavar="N", min=1, help="Completions of an iteration, or rows of a step.")
@@ -120,6 +125,7 @@ def plan(
     job = Job(
         tune=tune,
         rank=rank,
+        top_layers=top_layers,
         weight_bytes=2 if precision == "bfloat16" else 4,
         trained_roles=2 if is_ppo else 1,
         batch=2 * batch if stage == "reward" else batch,
@@ -144,7 +150,7 @@ def plan(
 def _shape(model: str) -> "ModelShape":
     """Return a model's shape: of a known size, of a folder's config.json, or of a Hugging Face id's."""
     from harken.artifacts import read_json
-    from harken.plan import SIZES, shape_from_config
+    from harken.shapes import SIZES, shape_from_config
 
     known = {name.lower(): shape for name, shape in SIZES.items()}
     if model.lower() in known:

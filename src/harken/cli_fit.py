@@ -101,6 +101,7 @@ def describe(
     shared: dict[str, Any] = {
         "tune": config.tune.kind,
         "rank": 16 if lora is None else lora.rank,
+        "top_layers": None if lora is None else lora.top_layers,
         "weight_bytes": weight_bytes,
         "chunk_tokens": config.compute.chunk_tokens,
         "scoring_tokens": config.compute.scoring_tokens,

@@ -6,11 +6,11 @@ one frozen base, roles with adapters or as full copies, logits of a few tokens a
 """
 
 import math
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
-from harken.errors import DataError, UsageError
+from harken.errors import UsageError
+from harken.shapes import ModelShape, forward_flops, training_flops
 
 Phase = Literal["sampling", "scoring", "training"]
 PHASES: tuple[Phase, ...] = ("sampling", "scoring", "training")
@@ -26,111 +26,14 @@ EFFICIENCY: dict[Phase, float] = {"sampling": 0.35, "scoring": 0.4, "training": 
 
 
 @dataclass(frozen=True)
-class ModelShape:
-    """What decides a decoder's memory and time. Widths in numbers, not bytes."""
-
-    hidden: int
-    intermediate: int
-    layers: int
-    heads: int
-    key_value_heads: int
-    head_size: int
-    vocabulary: int
-    is_tied: bool = False
-    """Input and output embeddings are one matrix."""
-    is_gated: bool = True
-    """Three matrices in the feed-forward part (llama), not two (GPT-2)."""
-
-    @property
-    def query_width(self) -> int:
-        """Width of all query heads."""
-        return self.heads * self.head_size
-
-    @property
-    def key_width(self) -> int:
-        """Width of all key heads; the values have the same."""
-        return self.key_value_heads * self.head_size
-
-    def matrices(self) -> Iterator[tuple[int, int]]:
-        """Yield (input, output) width of every matrix of one layer."""
-        yield from ((self.hidden, self.query_width), (self.query_width, self.hidden))
-        yield from ((self.hidden, self.key_width),) * 2
-        yield from ((self.hidden, self.intermediate),) * (2 if self.is_gated else 1)
-        yield self.intermediate, self.hidden
-
-    @property
-    def embedding_parameters(self) -> int:
-        """Entries of one embedding matrix."""
-        return self.vocabulary * self.hidden
-
-    @property
-    def layer_parameters(self) -> int:
-        """Entries of the matrices of all layers."""
-        return self.layers * sum(width_in * width_out for width_in, width_out in self.matrices())
-
-    @property
-    def parameters(self) -> int:
-        """All entries, up to biases."""
-        norms = (2 * self.layers + 1) * self.hidden
-        return self.layer_parameters + norms + self.embedding_parameters * (1 if self.is_tied else 2)
-
-    def adapter_parameters(self, rank: int) -> int:
-        """Entries of one role's adapters."""
-        return self.layers * rank * sum(width_in + width_out for width_in, width_out in self.matrices())
-
-
-SIZES: dict[str, ModelShape] = {
-    "smollm2": ModelShape(576, 1536, 30, 9, 3, 64, 49152, is_tied=True),
-    "0.5B": ModelShape(896, 4864, 24, 14, 2, 64, 151936, is_tied=True),
-    "1B": ModelShape(2048, 8192, 16, 32, 8, 64, 128256, is_tied=True),
-    "3B": ModelShape(3072, 8192, 28, 24, 8, 128, 128256, is_tied=True),
-    "7B": ModelShape(4096, 11008, 32, 32, 32, 128, 32000),
-    "8B": ModelShape(4096, 14336, 32, 32, 8, 128, 128256),
-    "13B": ModelShape(5120, 13824, 40, 40, 40, 128, 32000),
-    "70B": ModelShape(8192, 28672, 80, 64, 8, 128, 128256),
-}
-"""Shapes of well-known models: SmolLM2-135M, Qwen2.5-0.5B, Llama 3.2 1B and 3B, Llama 2 7B and 13B, Llama 3 8B, 70B."""
-
-
-def shape_from_config(config: Mapping[str, Any], where: str) -> ModelShape:
-    """Return the shape that a model's config.json describes.
-
-    Args:
-        config: its keys; GPT-2's names are known too.
-        where: the file or model, for the message.
-
-    Raises:
-        DataError: a size is missing; the message names it.
-    """
-
-    def size(*names: str, default: int | None = None) -> int:
-        found = next((config[name] for name in names if config.get(name) is not None), default)
-        if not isinstance(found, int):
-            raise DataError(f"{where}: no {names[0]} in the config, which `plan` needs; give a size such as --model 7B")
-        return found
-
-    hidden, heads = size("hidden_size", "n_embd", "d_model"), size("num_attention_heads", "n_head")
-    plain = {"gpt2", "gpt_neox", "gptj", "gpt_neo", "opt", "phi", "bloom", "falcon", "starcoder2", "codegen"}
-    return ModelShape(
-        hidden=hidden,
-        intermediate=size("intermediate_size", "n_inner", "ffn_dim", default=4 * hidden),
-        layers=size("num_hidden_layers", "n_layer"),
-        heads=heads,
-        key_value_heads=size("num_key_value_heads", default=heads),
-        head_size=size("head_dim", default=hidden // heads),
-        vocabulary=size("vocab_size"),
-        is_tied=bool(config.get("tie_word_embeddings", config.get("model_type") == "gpt2")),
-        is_gated=config.get("model_type") not in plain,
-    )
-
-
-@dataclass(frozen=True)
 class Job:
     """What is to be run, one optimizer step or iteration of it."""
 
     tune: Literal["lora", "full"] = "lora"
     rank: int = 16
     """Of the adapters."""
+    top_layers: int | None = None
+    """Layers that have adapters, from the last one on; None is all."""
     weight_bytes: int = 2
     """Bytes of a weight or activation: 2 for bfloat16, 4 for float32."""
     trained_roles: int = 2
@@ -170,9 +73,21 @@ class Job:
         return min(self.batch, self.step_rows or self.batch)
 
 
+def _adapted(shape: ModelShape, job: Job) -> ModelShape:
+    """Return the shape with those layers only that training goes backward through."""
+    return shape if job.top_layers is None or job.tune == "full" else replace(shape, layers=job.top_layers)
+
+
+def _below(shape: ModelShape, job: Job) -> ModelShape:
+    """Return the shape with the other layers, which no role changes."""
+    return replace(shape, layers=shape.layers - _adapted(shape, job).layers)
+
+
 def resident_bytes(shape: ModelShape, job: Job) -> dict[str, int]:
     """Return what stays in memory through all phases, by name, in bytes."""
-    trained = job.trained_roles * (shape.parameters if job.tune == "full" else shape.adapter_parameters(job.rank))
+    trained = job.trained_roles * (
+        shape.parameters if job.tune == "full" else _adapted(shape, job).adapter_parameters(job.rank)
+    )
     has_masters = job.tune == "full" and job.weight_bytes < 4
     return {
         "base weights": shape.parameters * job.weight_bytes,
@@ -244,12 +159,12 @@ def _one_layer(shape: ModelShape, job: Job, positions: int) -> int:
 
 
 def _training(shape: ModelShape, job: Job) -> dict[str, int]:
-    positions = job.training_positions
-    kept = positions * kept_for_backward(shape, job) + joined_bytes(shape, job)
+    positions, adapted = job.training_positions, _adapted(shape, job)
+    kept = positions * kept_for_backward(adapted, job) + joined_bytes(adapted, job)
     # Logits, log-probabilities and their gradient of one chunk, all fp32.
     logits = 3 * 4 * min(job.chunk_tokens, positions) * shape.vocabulary
     if job.tune == "lora":
-        gradients = 4 * job.trained_roles * shape.adapter_parameters(job.rank)
+        gradients = 4 * job.trained_roles * adapted.adapter_parameters(job.rank)
         return {"gradients": gradients, "kept for backward": kept, "logits": logits}
     own = shape.parameters * job.weight_bytes
     several = job.rows_of_step * job.row_tokens > positions
@@ -270,34 +185,6 @@ def _training(shape: ModelShape, job: Job) -> dict[str, int]:
 def peak_bytes(shape: ModelShape, job: Job, phase: Phase) -> int:
     """Return the predicted peak of a phase on one device, in bytes."""
     return sum(resident_bytes(shape, job).values()) + sum(working_bytes(shape, job, phase).values())
-
-
-def forward_flops(shape: ModelShape, positions: float, row_tokens: float, logit_tokens: float, rank: int = 0) -> float:
-    """Return floating-point operations of a forward pass.
-
-    Two for each entry of the layers' matrices and each position; four for each query entry and each position that it
-    looks back on, (row_tokens + 1) / 2 on average; two for each entry of the output layer and each token whose logits
-    are wanted. Norms, softmax and the like are left out.
-    """
-    matrices = shape.layer_parameters + (shape.adapter_parameters(rank) if rank else 0)
-    attention = 4 * shape.layers * shape.query_width * (row_tokens + 1) / 2
-    return positions * (2 * matrices + attention) + 2 * shape.embedding_parameters * logit_tokens
-
-
-def training_flops(
-    shape: ModelShape, positions: float, row_tokens: float, logit_tokens: float, *, tune: str, rank: int = 0
-) -> float:
-    """Return floating-point operations of a forward and backward pass, without what is computed a second time.
-
-    The backward pass costs two forward passes, one for the inputs' gradients and one for the weights'; a frozen matrix
-    needs the first only.
-    """
-    lora = rank if tune == "lora" else 0
-    forward = forward_flops(shape, positions, row_tokens, logit_tokens, lora)
-    if tune == "full":
-        return 3 * forward
-    frozen = 2 * positions * shape.layer_parameters + 2 * shape.embedding_parameters * logit_tokens
-    return 3 * forward - frozen
 
 
 def step_bytes(shape: ModelShape, weight_bytes: int, rows: float, context: float) -> float:
@@ -356,6 +243,8 @@ def plan(
     """
     if devices < 1:
         raise UsageError(f"{devices} devices; give at least one")
+    if job.top_layers is not None and job.top_layers > shape.layers:
+        raise UsageError(f"adapters on {job.top_layers} layers, the model has {shape.layers}; give at most so many")
     own = replace(job, batch=math.ceil(job.batch / devices))
     found: list[PhasePlan] = []
     for phase in PHASES if has_sampling else PHASES[2:]:
@@ -385,13 +274,20 @@ def _phase_seconds(shape: ModelShape, job: Job, device: Device, phase: Phase) ->
             moving = step_bytes(shape, job.weight_bytes, rows, context) / device.bandwidth
             return rounds * (read + job.new_tokens * max(arithmetic, moving)), logit_tokens
         case "scoring":
-            # Policy and reference with the output layer, critic and reward model without.
-            flops = 2 * forward_flops(shape, positions, job.row_tokens, logit_tokens, rank)
-            flops += 2 * forward_flops(shape, positions, job.row_tokens, 0, rank)
+            # Policy and reference with the output layer, critic and reward model without; the reward model reads texts
+            # of its own, so it alone goes through all layers where the others share the lower ones.
+            upper, below = _adapted(shape, job), _below(shape, job)
+            flops = 2 * forward_flops(upper, positions, job.row_tokens, logit_tokens, rank)
+            flops += 2 * forward_flops(upper, positions, job.row_tokens, 0, rank)
+            flops += 2 * forward_flops(below, positions, job.row_tokens, 0)
             return flops / rate, positions
         case "training":
-            flops = training_flops(shape, positions, job.row_tokens, logit_tokens, tune=job.tune, rank=rank)
+            upper, below = _adapted(shape, job), _below(shape, job)
+            flops = training_flops(upper, positions, job.row_tokens, logit_tokens, tune=job.tune, rank=rank)
             if job.trained_roles > 1:
-                others = training_flops(shape, positions, job.row_tokens, 0, tune=job.tune, rank=rank)
+                # PPO: what the lower layers give was computed in scoring.
+                others = training_flops(upper, positions, job.row_tokens, 0, tune=job.tune, rank=rank)
                 flops += (job.trained_roles - 1) * others
+            else:
+                flops += forward_flops(below, positions, job.row_tokens, 0)
             return job.epochs * flops / rate, job.epochs * positions

@@ -19,9 +19,9 @@ from harken.lm.machine import (
     reset_peak_memory,
 )
 from harken.lm.speed import Meter, model_shape
-from harken.plan import training_flops
 from harken.policy.sft import sft
 from harken.runs import Run, Timer
+from harken.shapes import training_flops
 from tests.lm.archs import make_trunk
 from tests.policy import material
 

@@ -22,9 +22,10 @@ from harken.lm.machine import peak_memory, reset_peak_memory, synchronize
 from harken.lm.sample import sample
 from harken.lm.speed import model_shape
 from harken.lm.trunk import Trunk
-from harken.plan import Job, ModelShape, Phase, peak_bytes
+from harken.plan import Job, Phase, peak_bytes
 from harken.progress import Describe, Reporter
 from harken.records import SamplingSettings
+from harken.shapes import ModelShape
 
 ROLE = "fit"
 LONGEST_TRY_S = 4.0
@@ -61,7 +62,7 @@ def fit(trunk: Trunk, job: Job, phases: tuple[Phase, ...], *, available: int, no
         UsageError: not even the smallest size fits into the memory; the message says what to change.
     """
     shape = model_shape(trunk)
-    tune: Tune = LoraConfig(rank=job.rank) if job.tune == "lora" else FullConfig()
+    tune: Tune = LoraConfig(rank=job.rank, top_layers=job.top_layers) if job.tune == "lora" else FullConfig()
     trunk.add_role(ROLE, tune, seed=0)
     for phase in phases:
         job = _fit_phase(trunk, shape, job, phase, available, notify)

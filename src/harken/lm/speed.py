@@ -9,8 +9,8 @@ from harken.config import LoraConfig, Tune
 from harken.errors import DataError
 from harken.lm.machine import matrix_rate, peak_memory
 from harken.lm.trunk import Trunk
-from harken.plan import ModelShape, forward_flops, shape_from_config, training_flops
 from harken.runs import Timer
+from harken.shapes import ModelShape, forward_flops, shape_from_config, training_flops
 
 
 def model_shape(trunk: Trunk) -> ModelShape:
