@@ -137,7 +137,9 @@ def check_at_random(module: ModuleType) -> None:
     pairs = [tuple(row) for row in torch.cat([logprobs, tokens, others], dim=1).tolist()]
 
     def noisy(labels: Callable[[Tensor, float], Tensor], noise: float) -> list[tuple[float, ...]]:
-        return [(*pair[:6], float(labels(torch.tensor(pair[6], dtype=torch.float64), noise)), pair[7]) for pair in pairs]
+        return [
+            (*pair[:6], float(labels(torch.tensor(pair[6], dtype=torch.float64), noise)), pair[7]) for pair in pairs
+        ]
 
     def same(loss: str, expected: dict[str, float], of: list[tuple[float, ...]] = pairs, **settings: Any) -> None:
         actual = _run(module, loss, of, **settings)

@@ -1,7 +1,7 @@
 """DPO, IPO and online DPO find the policies that they are said to, where these can be computed.
 
-With labels sigmoid(value(a) - value(b)) the minimum of DPO's loss, on any pairs, is pi_ref exp(value / beta) / Z, which is
-PPO's optimum too (arXiv:2305.18290, section 4). That of IPO, on pairs drawn independently from mu, is
+With labels sigmoid(value(a) - value(b)) the minimum of DPO's loss, on any pairs, is pi_ref exp(value / beta) / Z, which
+is PPO's optimum too (arXiv:2305.18290, section 4). That of IPO, on pairs drawn independently from mu, is
 pi_ref exp(E_{b ~ mu}[P(a beats b)] / tau) / Z (arXiv:2310.12036, eq. 7 and proposition 3).
 """
 
@@ -28,7 +28,7 @@ from harken.lm.load import load_model
 from harken.lm.optim import Optimizer
 from harken.lm.trunk import Trunk
 from harken.policy.online_dpo import draw, judged, learn, prepare
-from harken.policy.preference_step import Examples, all_logprobs, train_step
+from harken.policy.preference_step import Examples, train_step
 from harken.policy.sft import ROLE
 from tests.invariants.toy import START, Optimum, World
 
@@ -62,7 +62,7 @@ def _offline(world: World, config: DpoConfig, folder: Path, *, steps: int, pairs
         drawn = [(rng.randrange(len(sequences)), rng.randrange(len(sequences))) for _ in range(pairs)]
         groups = [tuple(Tokens([START], list(sequences[row])) for row in pair) for pair in drawn]
         labels = torch.tensor([chances[one, other] for one, other in drawn], dtype=torch.float32)
-        reference = all_logprobs(trunk, None, groups, config.compute, shared=False)
+        reference = exact.reference[torch.tensor(drawn)].float()
         train_step(trunk, optimizer, Examples(groups, reference, labels, torch.ones(pairs), False), config)
     if isinstance(config.loss, IpoLossConfig):
         # The tilt is the chance to beat a uniform completion, over tau.
@@ -94,8 +94,8 @@ def _online_config(world: World, beta: float, seed: int, *, steps: int, pairs: i
 
 
 def _assert_reached(exact: Optimum, policy: torch.Tensor) -> None:
-    assert exact.divergence(exact.reference) > 0.05
-    assert exact.divergence(policy) < 0.01
+    # IPO's optimum is nearer than DPO's: its tilt is at most 1 / tau.
+    assert exact.divergence(policy) < min(0.01, 0.1 * exact.divergence(exact.reference))
     assert exact.best - exact.objective(policy) < 0.01
 
 
@@ -104,11 +104,11 @@ def test_offline_losses_reach_their_optimum_in_a_small_world(
     loss: DpoLossConfig | IpoLossConfig, tmp_path: Path
 ) -> None:
     config = DpoConfig(loss=loss, **_shared_settings(2e-3, 1))
-    _assert_reached(*_offline(SMALL, config, tmp_path / "model", steps=150, pairs=128))
+    _assert_reached(*_offline(SMALL, config, tmp_path / "model", steps=60, pairs=128))
 
 
 def test_online_dpo_reaches_the_optimum_of_ppo_in_a_small_world(tmp_path: Path) -> None:
-    config = _online_config(SMALL, 0.5, 1, steps=40, pairs=128)
+    config = _online_config(SMALL, 0.5, 1, steps=25, pairs=128)
     _assert_reached(*_online(SMALL, config, tmp_path / "model"))
 
 
@@ -120,12 +120,12 @@ def test_offline_losses_reach_their_optimum(
     loss: type[DpoLossConfig] | type[IpoLossConfig], beta: float, seed: int, tmp_path: Path
 ) -> None:
     config = DpoConfig(loss=loss(beta=beta), **_shared_settings(2e-3, seed))
-    _assert_reached(*_offline(LARGE, config, tmp_path / "model", steps=400, pairs=512))
+    _assert_reached(*_offline(LARGE, config, tmp_path / "model", steps=200, pairs=256))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("beta", BETAS)
 def test_online_dpo_reaches_the_optimum_of_ppo(beta: float, seed: int, tmp_path: Path) -> None:
-    config = _online_config(LARGE, beta, seed, steps=150, pairs=512)
+    config = _online_config(LARGE, beta, seed, steps=120, pairs=256)
     _assert_reached(*_online(LARGE, config, tmp_path / "model"))
