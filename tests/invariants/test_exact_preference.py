@@ -108,7 +108,7 @@ def test_offline_losses_reach_their_optimum_in_a_small_world(
 
 
 def test_online_dpo_reaches_the_optimum_of_ppo_in_a_small_world(tmp_path: Path) -> None:
-    config = _online_config(SMALL, 0.5, 1, steps=25, pairs=128)
+    config = _online_config(SMALL, 0.5, 1, steps=35, pairs=128)
     _assert_reached(*_online(SMALL, config, tmp_path / "model"))
 
 
@@ -120,7 +120,7 @@ def test_offline_losses_reach_their_optimum(
     loss: type[DpoLossConfig] | type[IpoLossConfig], beta: float, seed: int, tmp_path: Path
 ) -> None:
     config = DpoConfig(loss=loss(beta=beta), **_shared_settings(2e-3, seed))
-    _assert_reached(*_offline(LARGE, config, tmp_path / "model", steps=200, pairs=256))
+    _assert_reached(*_offline(LARGE, config, tmp_path / "model", steps=400, pairs=256))
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import torch
 
 from harken.config import DpoLossConfig, KtoLossConfig, LoraConfig, OptimizerConfig, SamplingConfig, SimpoLossConfig
 from harken.errors import RewardError, SelfTestError, UsageError
-from harken.policy.online_dpo import check_first_draw, draw, judged, online_dpo, prepare
+from harken.policy.online_dpo import check_first_draw, draw, draw_metrics, judged, online_dpo, prepare
 from harken.protocols import PairwiseJudge, Reward
 from harken.records import Completion, Prompt
 from tests.policy import material
@@ -59,14 +59,16 @@ def test_labels_and_sides_come_from_the_scores(tiny_model_dir: Path) -> None:
     state = prepare(tiny_model_dir, material.prompts(), material.count_letter, config)
     drawn = draw(state, material.prompts()[:3], config, step=0)
     scores = iter([[1.0, 4.0, 2.0, 3.0, 3.0, 3.0, 0.0, -1.0, 5.0]])
-    examples, metrics = judged(drawn, lambda *_: next(scores), config, shared=False)
+    examples, given = judged(drawn, lambda *_: next(scores), config, shared=False)
     # Best and worst: 1 and 0; all equal: first and last; 2 and 1. Leads 3, 0, 6 over 2.
     expected = [(drawn.groups[0][1], drawn.groups[0][0]), (drawn.groups[1][0], drawn.groups[1][2])]
     assert examples.groups == [*expected, (drawn.groups[2][2], drawn.groups[2][1])]
     chances = [1 / (1 + math.exp(-lead)) for lead in (1.5, 0.0, 3.0)]
     assert examples.labels.tolist() == pytest.approx(chances)
     assert examples.reference[0].tolist() == pytest.approx(drawn.ref_logprobs[0, [1, 0]].tolist())
-    assert metrics["score_mean"] == pytest.approx(20 / 9)
+    assert given is not None
+    assert given[2].tolist() == [0.0, -1.0, 5.0]
+    assert draw_metrics(drawn, given)["score_mean"] == pytest.approx(20 / 9)
     hard = material.online_dpo_config(completions_per_prompt=3, soft_labels=False)
     scores = iter([[1.0, 4.0, 2.0, 3.0, 3.0, 3.0, 0.0, -1.0, 5.0]])
     assert judged(drawn, lambda *_: next(scores), hard, shared=False)[0].labels.tolist() == [1.0, 0.5, 1.0]
@@ -81,10 +83,10 @@ def test_a_pairwise_judge_orders_the_sides(tiny_model_dir: Path) -> None:
 
     state = prepare(tiny_model_dir, material.prompts(), Says(), config)
     drawn = draw(state, material.prompts()[:2], config, step=0)
-    examples, metrics = judged(drawn, Says(), config, shared=False)
+    examples, given = judged(drawn, Says(), config, shared=False)
     assert examples.groups == [drawn.groups[0][::-1], drawn.groups[1]]
     assert examples.labels.tolist() == pytest.approx([0.8, 0.9])
-    assert metrics == {}
+    assert given is None
     with pytest.raises(UsageError, match="completions_per_prompt = 3"):
         prepare(tiny_model_dir, material.prompts(), Says(), material.online_dpo_config(completions_per_prompt=3))
 

@@ -322,7 +322,7 @@ def test_kto_learns_from_labels_without_pairs(tiny_model_dir: Path, tmp_path: Pa
     assert rows[0]["loss"] == pytest.approx(0.5 * (1 + 2) / 2, rel=1e-5)
     assert rows[0]["kl_baseline"] == pytest.approx(0.0, abs=1e-4)
     assert max(row["kl_baseline"] for row in rows) > 0.0
-    assert any("0.50 times the bad ones" in text for text in said.texts)
+    assert any("weigh 24, the bad ones 48" in text for text in said.texts)
     with pytest.raises(DataError, match=r"the loss 'dpo' needs preference pairs"):
         dpo(tiny_model_dir, items, tmp_path / "dpo", material.dpo_config())
 

@@ -123,12 +123,11 @@ def online_dpo(
         timer.measure("sample", drawn.num_tokens)
         examples, scores = judged(drawn, judge, config, shared=state.shared)
         timer.measure("score", drawn.num_tokens)
-        metrics = {**learn(state, examples, config, step=step), **draw_metrics(drawn), **scores}
+        metrics = {**learn(state, examples, config, step=step), **draw_metrics(drawn, scores)}
         timer.measure("train", config.epochs * sum(item.size for group in examples.groups for item in group))
         run.log(step + 1, {**metrics, **timer.rates()})
-        for completion in [one for row in drawn.completions for one in row][: config.num_samples]:
-            text = {"completion": completion.message.content, "finish_reason": completion.finish_reason}
-            run.log_sample(step + 1, {"prompt": _last_words(drawn, completion), **text})
+        for number in range(min(config.num_samples, config.prompts_per_step * config.completions_per_prompt)):
+            run.log_sample(step + 1, sample_row(drawn, scores, *divmod(number, config.completions_per_prompt)))
         if config.reference_every is not None and (step + 1) % config.reference_every == 0:
             state.trunk.load_state(REFERENCE, state.trunk.state(ROLE))
         if (step + 1) % config.save_every == 0:
@@ -213,18 +212,19 @@ def draw(state: OnlineState, prompts: Sequence[Prompt], config: OnlineDpoConfig,
 
 def judged(
     drawn: Drawn, judge: Reward | PairwiseJudge, config: OnlineDpoConfig, *, shared: bool
-) -> tuple[Examples, dict[str, float]]:
-    """Return one pair of each prompt, the better completion first, and what the judge said as metrics.
+) -> tuple[Examples, Tensor | None]:
+    """Return one pair of each prompt, the better completion first, and the (B, n) scores if the judge gave any.
 
     Raises:
         RewardError: the judge failed.
     """
     count, n = len(drawn.prompts), config.completions_per_prompt
+    scores = None
     if isinstance(judge, PairwiseJudge):
         first, second = zip(*drawn.completions, strict=True)
         wins = torch.tensor(checked_preferences(judge, drawn.prompts, first, second))
         best = (wins < 0.5).long()
-        worst, certainty, metrics = 1 - best, torch.maximum(wins, 1.0 - wins), {}
+        worst, certainty = 1 - best, torch.maximum(wins, 1.0 - wins)
     else:
         asked = [prompt for prompt in drawn.prompts for _ in range(n)]
         answers = [completion for row in drawn.completions for completion in row]
@@ -233,12 +233,11 @@ def judged(
         best, worst = scores.argmax(1), n - 1 - scores.flip(1).argmin(1)
         lead = scores.gather(1, best[:, None]) - scores.gather(1, worst[:, None])
         certainty = torch.sigmoid(lead[:, 0] / config.score_scale)
-        metrics = {"score_mean": float(scores.mean()), "score_std": float(scores.std(unbiased=False))}
     labels = certainty if config.soft_labels else torch.where(certainty > 0.5, 1.0, 0.5)
     picked = torch.stack([best, worst], dim=1)
     groups = [(group[one], group[other]) for group, (one, other) in zip(drawn.groups, picked.tolist(), strict=True)]
     reference = drawn.ref_logprobs.gather(1, picked)
-    return Examples(groups, reference, labels.float(), torch.ones(count), shared), metrics
+    return Examples(groups, reference, labels.float(), torch.ones(count), shared), scores
 
 
 def learn(state: OnlineState, examples: Examples, config: OnlineDpoConfig, *, step: int) -> dict[str, float]:
@@ -259,10 +258,12 @@ def learn(state: OnlineState, examples: Examples, config: OnlineDpoConfig, *, st
     return {name: value / len(batches) for name, value in totals.items()}
 
 
-def draw_metrics(drawn: Drawn) -> dict[str, float]:
+def draw_metrics(drawn: Drawn, scores: Tensor | None) -> dict[str, float]:
     """Return what the samples say of the policy before this iteration's update; means over completions."""
+    found = {} if scores is None else {"score_mean": float(scores.mean()), "score_std": float(scores.std(correction=0))}
     reasons = [completion.finish_reason for row in drawn.completions for completion in row]
     return {
+        **found,
         "kl_sequence": float((drawn.policy_logprobs - drawn.ref_logprobs).mean()),
         "length_mean": drawn.num_tokens / len(reasons),
         "stop_fraction": reasons.count("stop") / len(reasons),
@@ -308,5 +309,12 @@ def load_step(folder: Path, state: OnlineState) -> None:
         state.trunk.load_state(REFERENCE, load_tensors(folder / f"{REFERENCE}.safetensors"))
 
 
-def _last_words(drawn: Drawn, completion: Completion) -> str:
-    return next(prompt for prompt in drawn.prompts if prompt.id == completion.prompt_id).messages[-1].content
+def sample_row(drawn: Drawn, scores: Tensor | None, row: int, column: int) -> dict[str, object]:
+    """Return one completion as a row of samples.jsonl."""
+    completion = drawn.completions[row][column]
+    return {
+        "prompt": drawn.prompts[row].messages[-1].content,
+        "completion": completion.message.content,
+        **({} if scores is None else {"score": round(float(scores[row, column]), 4)}),
+        "finish_reason": completion.finish_reason,
+    }

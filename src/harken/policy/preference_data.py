@@ -68,10 +68,9 @@ def check_balance(train: Sequence[Item], loss: PreferenceLoss, reporter: Reporte
     good = loss.good_weight * sum(item.soft_label * item.weight for item in train)
     bad = loss.bad_weight * sum((1.0 - item.soft_label) * item.weight for item in train)
     if not bad <= good <= bad * 4 / 3:
-        ratio = "no bad ones" if bad == 0 else f"{good / bad:.2f} times the bad ones"
         reporter.say(
-            f"kto: the good completions weigh {ratio} (weight x number); 1 to 1.33 is advised: set loss.good_weight or "
-            "loss.bad_weight"
+            f"kto: the good completions weigh {good:.6g}, the bad ones {bad:.6g} (weight x number); 1 to 1.33 times as "
+            "much is advised: set loss.good_weight or loss.bad_weight"
         )
 
 
