@@ -44,7 +44,8 @@ def _pairs(seed: int, count: int = 6) -> Pairs:
     logprobs = torch.rand(4, count, generator=generator, dtype=torch.float64) * -12 - 0.5
     lengths = torch.randint(1, 9, (2, count), generator=generator).double()
     labels = torch.rand(count, generator=generator, dtype=torch.float64)
-    return Pairs(*logprobs, *lengths, labels, torch.linspace(0.0, 2.0, count, dtype=torch.float64))
+    weights = torch.linspace(0.0, 2.0, count, dtype=torch.float64)
+    return Pairs(logprobs[0], logprobs[1], logprobs[2], logprobs[3], lengths[0], lengths[1], labels, weights)
 
 
 def _at_reference(pairs: Pairs) -> Pairs:

@@ -334,8 +334,8 @@ class Said(Reporter):
         super().__init__(quiet=True)
         self.texts: list[str] = []
 
-    def say(self, text: str) -> None:
-        self.texts.append(text)
+    def say(self, message: str) -> None:
+        self.texts.append(message)
 
 
 def test_the_policy_with_the_lowest_heldout_loss_is_kept(tiny_model_dir: Path, tmp_path: Path) -> None:
