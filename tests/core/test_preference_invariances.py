@@ -55,7 +55,7 @@ def _at_reference(pairs: Pairs) -> Pairs:
 
 
 def _numbers(result: LossOutput) -> dict[str, float]:
-    return {"loss": float(result.loss), **{name: float(value) for name, value in result.metrics.items()}}
+    return {"loss": float(result.loss.detach()), **{name: float(value) for name, value in result.metrics.items()}}
 
 
 def _rows(pairs: Pairs, rows: Tensor) -> Pairs:
@@ -189,8 +189,8 @@ def test_far_logprobs_give_finite_losses_and_gradients(name: str) -> None:
 @BOTH
 def test_what_would_be_silently_wrong_is_refused(name: str) -> None:
     pairs = _pairs(65)
-    with pytest.raises(ValueError, match="ref_rejected_logprobs has shape"):
-        LOSSES[name](pairs._replace(ref_rejected_logprobs=pairs.ref_rejected_logprobs[:, None]), denominator=6.0)
+    with pytest.raises(ValueError, match="rejected_lengths has shape"):
+        LOSSES[name](pairs._replace(rejected_lengths=pairs.rejected_lengths[:, None]), denominator=6.0)
     setting = "odds_coef" if name == "orpo" else "beta"
     with pytest.raises(ValueError, match=f"{setting} is 0"):
         LOSSES[name](pairs, **{setting: 0.0}, denominator=6.0)

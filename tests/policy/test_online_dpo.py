@@ -18,26 +18,31 @@ from tests.policy import material
 FAST = OptimizerConfig(learning_rate=1e-2)
 
 
+def early_letters(asked: Sequence[Prompt], completions: Sequence[Completion]) -> list[float]:
+    """Count characters before n."""
+    return [float(sum(letter < "n" for letter in item.message.content)) for item in completions]
+
+
 class LetterJudge:
-    """Prefers the completion with more of the letter, with three quarters' certainty."""
+    """Prefers the completion with more early letters, with nine tenths' certainty."""
 
     def compare(
         self, prompts: Sequence[Prompt], first: Sequence[Completion], second: Sequence[Completion], /
     ) -> list[float]:
         ahead = [
             one - other
-            for one, other in zip(
-                material.count_letter(prompts, first), material.count_letter(prompts, second), strict=True
-            )
+            for one, other in zip(early_letters(prompts, first), early_letters(prompts, second), strict=True)
         ]
-        return [0.5 + 0.25 * ((lead > 0) - (lead < 0)) for lead in ahead]
+        return [0.5 + 0.4 * ((lead > 0) - (lead < 0)) for lead in ahead]
 
 
-@pytest.mark.parametrize("judge", [material.count_letter, LetterJudge()], ids=["reward", "pairwise"])
+@pytest.mark.parametrize("judge", [early_letters, LetterJudge()], ids=["reward", "pairwise"])
 def test_the_policy_writes_more_of_what_the_judge_likes(
     judge: Reward | PairwiseJudge, tiny_model_dir: Path, tmp_path: Path
 ) -> None:
-    config = material.online_dpo_config(steps=12, prompts_per_step=16, minibatch_size=16, optimizer=FAST)
+    config = material.online_dpo_config(
+        steps=12, prompts_per_step=16, minibatch_size=16, optimizer=FAST, score_scale=0.5
+    )
     online_dpo(tiny_model_dir, material.prompts(), judge, tmp_path, config)
     samples = [row["completion"] for row in material.rows(tmp_path / "samples.jsonl")]
     rows = material.rows(tmp_path / "metrics.jsonl")
@@ -47,7 +52,7 @@ def test_the_policy_writes_more_of_what_the_judge_likes(
     assert rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
     assert rows[-1]["kl_sequence"] > 0.01
     assert sum(row["reward_margin"] for row in rows[6:]) > 0
-    if judge is material.count_letter:
+    if judge is early_letters:
         means = [row["score_mean"] for row in rows]
         assert sum(means[-4:]) > sum(means[:4])
     else:
