@@ -24,8 +24,8 @@ DEFINITIONS: dict[str, str] = {
     "half; kto: share of completions on the side of `kl_baseline` that their label says.",
     "score_margin": "Mean of chosen minus rejected score, raw score units.",
     "reward_margin": "Mean implicit reward of the chosen side minus that of the rejected one (dpo and its kin).",
-    "chosen_reward": "Mean implicit reward of the chosen sides (kto: of good completions, 0 if a step has none). For dpo: beta times log pi "
-    "- log pi_ref, summed over tokens; for the other losses see docs/preference-losses.md.",
+    "chosen_reward": "Mean implicit reward of the chosen sides (kto: of good completions, 0 if a step has none). For "
+    "dpo: beta times log pi - log pi_ref, summed over tokens; for the other losses see docs/preference-losses.md.",
     "rejected_reward": "The same of the rejected sides (kto: of bad completions).",
     "chosen_logprob": "Mean log-probability of the chosen completions under the policy, nats; watch whether it falls.",
     "rejected_logprob": "The same of the rejected completions.",

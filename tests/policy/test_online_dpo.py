@@ -40,23 +40,20 @@ class LetterJudge:
 def test_the_policy_writes_more_of_what_the_judge_likes(
     judge: Reward | PairwiseJudge, tiny_model_dir: Path, tmp_path: Path
 ) -> None:
-    config = material.online_dpo_config(
-        steps=12, prompts_per_step=16, minibatch_size=16, optimizer=FAST, score_scale=0.5
-    )
+    changes = {"prompts_per_step": 16, "minibatch_size": 16, "score_scale": 0.5, "num_samples": 32}
+    config = material.online_dpo_config(steps=24, optimizer=FAST, **changes)
     online_dpo(tiny_model_dir, material.prompts(), judge, tmp_path, config)
-    samples = [row["completion"] for row in material.rows(tmp_path / "samples.jsonl")]
-    rows = material.rows(tmp_path / "metrics.jsonl")
-    assert len(rows) == 12
-    assert len(samples) == 12 * 2
+    samples, rows = material.rows(tmp_path / "samples.jsonl"), material.rows(tmp_path / "metrics.jsonl")
+    assert len(rows) == 24
+    assert len(samples) == 24 * 32
     assert rows[0]["kl_sequence"] == pytest.approx(0.0, abs=1e-4)
     assert rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
     assert rows[-1]["kl_sequence"] > 0.01
-    assert sum(row["reward_margin"] for row in rows[6:]) > 0
+    letters = [sum(letter < "n" for letter in row["completion"]) for row in samples]
+    assert sum(letters[-256:]) > 1.1 * sum(letters[:256])
+    assert ("score" in samples[0]) == ("score_mean" in rows[0]) == (judge is early_letters)
     if judge is early_letters:
-        means = [row["score_mean"] for row in rows]
-        assert sum(means[-4:]) > sum(means[:4])
-    else:
-        assert "score_mean" not in rows[0]
+        assert [row["score"] for row in samples] == letters
 
 
 def test_labels_and_sides_come_from_the_scores(tiny_model_dir: Path) -> None:
