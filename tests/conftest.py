@@ -10,6 +10,7 @@ os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
 # Seconds a test may take; pytest-timeout reads it.
 os.environ.setdefault("PYTEST_TIMEOUT", "300")
 

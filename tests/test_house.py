@@ -30,6 +30,7 @@ HELP_SECONDS = 0.5
 # One loop an algorithm reads from top to bottom; nothing else may be that long.
 LOOPS = {
     "harken/policy/ppo.py:ppo",
+    "harken/policy/online_dpo.py:online_dpo",
     "harken/policy/preference.py:dpo",
     "harken/policy/sft.py:sft",
     "harken/reward/train.py:train_reward",

@@ -17,21 +17,27 @@ if TYPE_CHECKING:
     from harken.config import (
         ChatConfig,
         ComputeConfig,
+        CpoConfig,
         DpoConfig,
         EvaluateConfig,
         FullConfig,
         GenerateConfig,
+        IpoConfig,
+        KtoConfig,
         LoraConfig,
+        OnlineDpoConfig,
         OptimizerConfig,
+        OrpoConfig,
         PpoConfig,
         PreferencesConfig,
         RecipeConfig,
         RewardConfig,
         SamplingConfig,
         SftConfig,
+        SimpoConfig,
         load_recipe,
     )
-    from harken.datasets import read_completions, read_demonstrations, read_pairs, read_prompts
+    from harken.datasets import read_completions, read_demonstrations, read_labeled, read_pairs, read_prompts
     from harken.errors import HarkenError
     from harken.evaluate.evaluate import evaluate
     from harken.feedback.store import FeedbackStore
@@ -39,15 +45,16 @@ if TYPE_CHECKING:
     from harken.lm.load import load_model
     from harken.lm.trunk import Trunk
     from harken.pipeline import run_recipe
+    from harken.policy.online_dpo import online_dpo
     from harken.policy.ppo import PpoState, ppo, update
     from harken.policy.ppo import prepare as prepare_ppo
-    from harken.policy.preference import dpo
+    from harken.policy.preference import cpo, dpo, ipo, kto, orpo, simpo
     from harken.policy.rollout import Rollout, rollout, score
     from harken.policy.sft import sft
     from harken.preferences.pairs import preferences_from_export
     from harken.progress import Reporter
-    from harken.protocols import Reward
-    from harken.records import Completion, Demonstration, Judgment, Message, PreferencePair, Prompt
+    from harken.protocols import PairwiseJudge, Reward
+    from harken.records import Completion, Demonstration, Judgment, LabeledCompletion, Message, PreferencePair, Prompt
     from harken.report.html import write_report
     from harken.reward.functions import load_reward
     from harken.reward.model import RewardModel
@@ -55,10 +62,11 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "harken.config": (
-        "ChatConfig ComputeConfig DpoConfig EvaluateConfig FullConfig GenerateConfig LoraConfig OptimizerConfig "
-        "PpoConfig PreferencesConfig RecipeConfig RewardConfig SamplingConfig SftConfig load_recipe"
+        "ChatConfig ComputeConfig CpoConfig DpoConfig EvaluateConfig FullConfig GenerateConfig IpoConfig KtoConfig "
+        "LoraConfig OnlineDpoConfig OptimizerConfig OrpoConfig PpoConfig PreferencesConfig RecipeConfig RewardConfig "
+        "SamplingConfig SftConfig SimpoConfig load_recipe"
     ),
-    "harken.datasets": "read_completions read_demonstrations read_pairs read_prompts",
+    "harken.datasets": "read_completions read_demonstrations read_labeled read_pairs read_prompts",
     "harken.errors": "HarkenError",
     "harken.evaluate.evaluate": "evaluate",
     "harken.feedback.store": "FeedbackStore",
@@ -67,13 +75,14 @@ _HOMES = {
     "harken.lm.trunk": "Trunk",
     "harken.pipeline": "run_recipe",
     "harken.policy.ppo": "PpoState ppo prepare_ppo update",
-    "harken.policy.preference": "dpo",
+    "harken.policy.online_dpo": "online_dpo",
+    "harken.policy.preference": "cpo dpo ipo kto orpo simpo",
     "harken.policy.rollout": "Rollout rollout score",
     "harken.policy.sft": "sft",
     "harken.preferences.pairs": "preferences_from_export",
     "harken.progress": "Reporter",
-    "harken.protocols": "Reward",
-    "harken.records": "Completion Demonstration Judgment Message PreferencePair Prompt",
+    "harken.protocols": "PairwiseJudge Reward",
+    "harken.records": "Completion Demonstration Judgment LabeledCompletion Message PreferencePair Prompt",
     "harken.report.html": "write_report",
     "harken.reward.functions": "load_reward",
     "harken.reward.model": "RewardModel",
@@ -86,6 +95,7 @@ __all__ = [
     "ChatConfig",
     "Completion",
     "ComputeConfig",
+    "CpoConfig",
     "Demonstration",
     "DpoConfig",
     "EvaluateConfig",
@@ -93,10 +103,16 @@ __all__ = [
     "FullConfig",
     "GenerateConfig",
     "HarkenError",
+    "IpoConfig",
     "Judgment",
+    "KtoConfig",
+    "LabeledCompletion",
     "LoraConfig",
     "Message",
+    "OnlineDpoConfig",
     "OptimizerConfig",
+    "OrpoConfig",
+    "PairwiseJudge",
     "PpoConfig",
     "PpoState",
     "PreferencePair",
@@ -110,24 +126,32 @@ __all__ = [
     "Rollout",
     "SamplingConfig",
     "SftConfig",
+    "SimpoConfig",
     "Trunk",
+    "cpo",
     "dpo",
     "evaluate",
     "generate",
+    "ipo",
+    "kto",
     "load_model",
     "load_recipe",
     "load_reward",
+    "online_dpo",
+    "orpo",
     "ppo",
     "preferences_from_export",
     "prepare_ppo",
     "read_completions",
     "read_demonstrations",
+    "read_labeled",
     "read_pairs",
     "read_prompts",
     "rollout",
     "run_recipe",
     "score",
     "sft",
+    "simpo",
     "train_reward",
     "update",
     "write_report",

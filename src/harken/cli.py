@@ -20,7 +20,8 @@ from harken.cli_collect import agreement, export, import_feedback, status
 from harken.cli_common import examples
 from harken.cli_doctor import doctor
 from harken.cli_loop import demo, init, report, run
-from harken.cli_stages import dpo, evaluate, generate, ppo, preferences, reward, score, sft
+from harken.cli_preference import cpo, dpo, ipo, kto, online_dpo, orpo, simpo
+from harken.cli_stages import evaluate, generate, ppo, preferences, reward, score, sft
 from harken.errors import HarkenError
 
 INTERRUPTED = 130
@@ -128,6 +129,38 @@ app.command(
         "    --set loss.beta=0.3 --set optimizer.learning_rate=2e-5",
     )
 )(dpo)
+app.command(
+    epilog=examples(
+        "harken ipo --model out/sft --data pairs.jsonl --out out/ipo",
+        "harken ipo --model out/sft --data pairs.jsonl --out out/ipo \\",
+        "    --set loss.length_normalized=true",
+    )
+)(ipo)
+app.command(
+    epilog=examples(
+        "harken kto --model out/sft --data labeled.jsonl --out out/kto",
+        "harken kto --model out/sft --data pairs.jsonl --out out/kto \\",
+        "    --set loss.good_weight=1.2",
+    )
+)(kto)
+app.command(epilog=examples("harken orpo --model smollm2 --data pairs.jsonl --out out/orpo"))(orpo)
+app.command(
+    epilog=examples(
+        "harken simpo --model out/sft --data pairs.jsonl \\",
+        "    --out out/simpo --set loss.beta=2 --set loss.margin=1",
+    )
+)(simpo)
+app.command(epilog=examples("harken cpo --model out/sft --data pairs.jsonl --out out/cpo"))(cpo)
+app.command(
+    "online-dpo",
+    epilog=examples(
+        "harken online-dpo --model out/sft --prompts p.jsonl \\",
+        "    --reward out/reward --out out/online",
+        "harken online-dpo --model out/sft --prompts p.jsonl \\",
+        "    --reward lexicon --out out/online --set loss.beta=0.3 \\",
+        "    --set completions_per_prompt=4 --set reference_every=20",
+    ),
+)(online_dpo)
 app.command(
     epilog=examples(
         "harken ppo --model out/sft --prompts p.jsonl \\",

@@ -1,4 +1,4 @@
-"""Commands for single stages: generate, preferences, sft, reward, dpo, ppo, score, evaluate."""
+"""Commands for single stages: generate, preferences, sft, reward, ppo, score, evaluate."""
 
 import importlib.util
 from pathlib import Path
@@ -28,6 +28,7 @@ from harken.cli_common import (
     table,
 )
 from harken.cli_fit import FitOption, fitted
+from harken.cli_preference import show_accuracy
 
 if TYPE_CHECKING:
     from harken.evaluate.evaluate import Judges
@@ -174,38 +175,7 @@ def reward(
     with run_folder(out):
         inputs = {"pairs": data, **({} if prompts is None else {"prompts": prompts})}
         folder = train_reward(name, pairs, out, asked, prompts=records, inputs=inputs, reporter=progress)
-    _show_accuracy(read_json(out / "evaluation.json"))
-    show(str(folder))
-
-
-def _show_accuracy(found: dict[str, Any]) -> None:
-    if found["num_pairs"]:
-        show(f"accuracy on {found['num_pairs']} held-out pairs: {interval(found['accuracy'])}")
-
-
-def dpo(
-    model: ModelOption,
-    data: Annotated[Path, typer.Option("--data", metavar="F", help="Preference pairs.")],
-    out: FolderOption,
-    config: ConfigOption = None,
-    changes: SetOption = None,
-) -> None:
-    """Train a policy on preference pairs directly, with DPO.
-
-    No reward model is needed: the reward of a completion is its log-probability under the policy, less that under the
-    model it started from.
-    """
-    from harken.artifacts import read_json
-    from harken.config import DpoConfig
-    from harken.datasets import read_pairs
-
-    asked = settings(DpoConfig, config, changes)
-    pairs = read_pairs(data)
-    from harken.policy.preference import dpo as train
-
-    with run_folder(out):
-        folder = train(model_name(model), pairs, out, asked, inputs={"pairs": data}, reporter=reporter())
-    _show_accuracy(read_json(out / "evaluation.json"))
+    show_accuracy(read_json(out / "evaluation.json"))
     show(str(folder))
 
 

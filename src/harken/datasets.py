@@ -5,6 +5,7 @@ A file is JSON Lines, one object a line. Each object is one of Harken's records,
     prompts          {"prompt": "..."}                                   or a .txt file with one prompt a line
     demonstrations   {"prompt": "...", "completion": "..."}
     pairs            {"prompt": "...", "chosen": "...", "rejected": "...", "strength": 2}    strength may be left out
+    labeled          {"prompt": "...", "completion": "...", "label": true}          or a probability of being good
 
 A prompt is a text, or a list of messages {"role": ..., "content": ...}. Nothing is skipped: the first line that cannot
 be used is an error that names file and line.
@@ -14,6 +15,7 @@ prompt are on one side and adding rows never moves others. Where all rows have t
 completions instead.
 """
 
+import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,6 +28,7 @@ from harken.errors import DataError
 from harken.records import (
     Completion,
     Demonstration,
+    LabeledCompletion,
     Message,
     PreferencePair,
     Prompt,
@@ -37,7 +40,7 @@ HELDOUT_FRACTION = 0.1
 """Share of rows held out where the file does not say."""
 
 RecordT = TypeVar("RecordT", bound=Record)
-SplitT = TypeVar("SplitT", Demonstration, PreferencePair)
+SplitT = TypeVar("SplitT", Demonstration, PreferencePair, LabeledCompletion)
 Row = Mapping[str, Any]
 
 
@@ -110,6 +113,37 @@ def read_pairs(path: Path, *, heldout_fraction: float = HELDOUT_FRACTION) -> lis
     return _some(path, found, '{"prompt": "...", "chosen": "...", "rejected": "..."}')
 
 
+def read_labeled(path: Path, *, heldout_fraction: float = HELDOUT_FRACTION) -> list[LabeledCompletion]:
+    """Read labeled completions from JSON Lines: records, or rows {"prompt": ..., "completion": ..., "label": ...}.
+
+    Args:
+        path: the file.
+        heldout_fraction: share of the rows without a split that is only measured, in [0, 1).
+
+    Raises:
+        DataError: as `read_prompts`, or a label is neither true, false nor a probability.
+    """
+    undecided: list[int] = []
+    found: list[LabeledCompletion] = []
+    for where, row in _json_rows(path):
+        is_record = isinstance(row.get("prompt"), dict)
+        item = _record(where, row, LabeledCompletion) if is_record else _plain_labeled(where, row)
+        if "split" not in row:
+            undecided.append(len(found))
+        found.append(item)
+    _split(found, undecided, heldout_fraction, lambda item: item.completion.content)
+    return _some(path, found, '{"prompt": "...", "completion": "...", "label": true}')
+
+
+def holds_pairs(path: Path) -> bool:
+    """Say whether a file's first row is a preference pair, and not a labeled completion.
+
+    Raises:
+        DataError: as `read_prompts`.
+    """
+    return any("chosen" in row for _, row in itertools.islice(_json_rows(path), 1))
+
+
 def read_completions(path: Path, prompts: Sequence[Prompt]) -> list[tuple[Prompt, Completion]]:
     """Read completions, as `harken generate` writes them, each with its prompt.
 
@@ -144,6 +178,22 @@ def _plain_pair(where: str, row: Row) -> PreferencePair:
         **fields,
     }
     return _record(where, values, PreferencePair)
+
+
+def _plain_labeled(where: str, row: Row) -> LabeledCompletion:
+    prompt = _plain_prompt(where, row, {"prompt", "completion", "label", "split"})
+    text, label = _text(where, row, "completion"), row.get("label")
+    if not isinstance(label, bool | int | float) or not 0 <= label <= 1:
+        raise DataError(f"{where}: label is {_shown(label)}; expected true (good), false (bad) or a probability")
+    fields = {"split": row["split"]} if "split" in row else {}
+    values = {
+        "id": content_id(prompt.id, text),
+        "prompt": prompt,
+        "completion": Message(role="assistant", content=text),
+        "soft_label": float(label),
+        **fields,
+    }
+    return _record(where, values, LabeledCompletion)
 
 
 def _plain_prompt(where: str, row: Row, known: set[str]) -> Prompt:

@@ -5,7 +5,7 @@ microbatches change a number.
 """
 
 DEFINITIONS: dict[str, str] = {
-    "step": "Optimizer step (sft, reward, dpo) or iteration (ppo), counted from 1.",
+    "step": "Optimizer step (sft, reward, dpo and its kin) or iteration (ppo, online-dpo), counted from 1.",
     "time_s": "Seconds the step took.",
     "tokens_per_s_train": "Tokens learned from per second (ppo: completion tokens times epochs).",
     "tokens_per_s_sample": "Completion tokens sampled and read by policy, reference and critic per second.",
@@ -18,12 +18,19 @@ DEFINITIONS: dict[str, str] = {
     "lr": "Learning rate of the (policy's) optimizer.",
     "grad_norm": "Global gradient norm before clipping.",
     "loss": "Mean loss: per completion token (sft), per weighted pair (reward, dpo).",
-    "heldout_loss": "Mean loss per completion token of held-out demonstrations.",
-    "accuracy": "Share of the batch's pairs in which chosen scored higher (dpo: by implicit reward), ties half.",
+    "heldout_loss": "Mean loss of what was held out: per completion token (sft), per weighted pair (dpo and its kin).",
+    "heldout_accuracy": "`accuracy` of held-out pairs (dpo and its kin).",
+    "accuracy": "Share of the batch's pairs in which chosen scored higher (dpo and its kin: by implicit reward), ties "
+    "half; kto: share of completions on the side of `kl_baseline` that their label says.",
     "score_margin": "Mean of chosen minus rejected score, raw score units.",
-    "reward_margin": "Mean implicit reward of the chosen side minus that of the rejected one (dpo).",
-    "chosen_reward": "Mean implicit reward of the chosen sides: beta times log pi - log pi_ref, summed over tokens.",
-    "rejected_reward": "The same of the rejected sides.",
+    "reward_margin": "Mean implicit reward of the chosen side minus that of the rejected one (dpo and its kin).",
+    "chosen_reward": "Mean implicit reward of the chosen sides (kto: of good completions, 0 if a step has none). For "
+    "dpo: beta times log pi - log pi_ref, summed over tokens; for the other losses see docs/preference-losses.md.",
+    "rejected_reward": "The same of the rejected sides (kto: of bad completions).",
+    "chosen_logprob": "Mean log-probability of the chosen completions under the policy, nats; watch whether it falls.",
+    "rejected_logprob": "The same of the rejected completions.",
+    "kl_baseline": "What kto measures completions against: mean log pi - log pi_ref of completions read behind other "
+    "prompts, at least 0, nats.",
     "score_mean": "Mean score of the step's completions, before clip and penalty.",
     "score_std": "Spread of those scores.",
     "reward_mean": "Mean over completions of the summed per-token rewards: penalized score minus KL cost.",

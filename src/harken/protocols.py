@@ -21,6 +21,17 @@ class Reward(Protocol):
 
 
 @runtime_checkable
+class PairwiseJudge(Protocol):
+    """A judge of two completions side by side, where no score of one alone is to be had."""
+
+    def compare(
+        self, prompts: Sequence[Prompt], first: Sequence[Completion], second: Sequence[Completion], /
+    ) -> Sequence[float]:
+        """Return for each prompt the probability that the first completion is the better one."""
+        ...
+
+
+@runtime_checkable
 class SharesBase(Protocol):
     """A reward that can live on a base model which is in memory already."""
 
@@ -53,6 +64,28 @@ def checked_scores(reward: Reward, prompts: Sequence[Prompt], completions: Seque
         if not math.isfinite(score):
             raise RewardError(f"the reward returned {score} for prompt {prompt.id!r}; scores must be finite numbers")
     return scores
+
+
+def checked_preferences(
+    judge: PairwiseJudge, prompts: Sequence[Prompt], first: Sequence[Completion], second: Sequence[Completion]
+) -> list[float]:
+    """Call a pairwise judge and insist on one probability per pair.
+
+    Raises:
+        RewardError: it raised, gave the wrong number of them, or one outside [0, 1]; the message names the prompt.
+    """
+    try:
+        found = [float(value) for value in judge.compare(prompts, first, second)]
+    except HarkenError:
+        raise
+    except Exception as error:
+        raise RewardError(f"the judge raised {type(error).__name__}: {error}, for {_span(prompts)}") from error
+    if len(found) != len(prompts):
+        raise RewardError(f"the judge returned {len(found)} probabilities for {len(prompts)} pairs ({_span(prompts)})")
+    for prompt, value in zip(prompts, found, strict=True):
+        if not 0 <= value <= 1:
+            raise RewardError(f"the judge returned {value} for prompt {prompt.id!r}; expected a probability")
+    return found
 
 
 def _ask_one_by_one(reward: Reward, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> None:

@@ -288,6 +288,19 @@ class Demonstration(Record):
     split: Split = "train"
 
 
+class LabeledCompletion(Record):
+    """A completion that is good or bad by itself: what `harken kto` reads beside pairs."""
+
+    id: str
+    prompt: Prompt
+    completion: Message
+    soft_label: Annotated[float, Field(ge=0, le=1)]
+    """Probability that a judge finds the completion good."""
+    weight: Annotated[float, Field(ge=0)] = 1.0
+    split: Split = "train"
+    judgment_ids: tuple[str, ...] = ()
+
+
 class ScoredCompletion(Record):
     """A completion with the score a reward gave it; what `harken score` writes."""
 

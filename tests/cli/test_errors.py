@@ -28,6 +28,10 @@ def here(tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) 
     write_rows(tmp_path / "equal.jsonl", [good, good | {"rejected": "b"}])
     write_rows(tmp_path / "key.jsonl", [good | {"winner": "b"}])
     write_rows(tmp_path / "strong.jsonl", [good | {"strength": 4}])
+    labeled = {"prompt": "say", "completion": "yes", "label": True}
+    write_rows(tmp_path / "labeled.jsonl", [labeled, labeled | {"completion": "no", "label": False}])
+    write_rows(tmp_path / "doubt.jsonl", [labeled, labeled | {"label": "maybe"}])
+    write_rows(tmp_path / "stars.jsonl", [labeled | {"label": 5}])
     (tmp_path / "key.toml").write_text("stepz = 3\n")
     (tmp_path / "bad.toml").write_text("steps = = 3\n")
     (tmp_path / "rules.py").write_text("def short(prompts, completions):\n    return [0.0] * len(prompts)\n")
@@ -37,6 +41,8 @@ def here(tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 DPO = ("dpo", "--model", "tiny", "--out", "out", "--data")
+ONLINE = ("online-dpo", "--model", "tiny", "--prompts", "prompts.txt", "--out", "out")
+KTO = ("kto", "--model", "tiny", "--out", "out", "--data")
 SFT = ("sft", "--model", "tiny", "--out", "out", "--data")
 REWARD = ("reward", "--model", "tiny", "--out", "out", "--data")
 PPO = ("ppo", "--model", "tiny", "--prompts", "prompts.txt", "--out", "out", *FP32)
@@ -64,6 +70,17 @@ MISTAKES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "unknown key in a row": ((*REWARD, "key.jsonl"), ("key.jsonl:1: unknown key 'winner'", "chosen")),
     "strength off the scale": ((*REWARD, "strong.jsonl"), ("strong.jsonl:1", "strength")),
     "demonstrations for dpo": ((*DPO, "demonstrations.jsonl"), ("demonstrations.jsonl:1: unknown key 'completion'",)),
+    "demonstrations for kto": ((*KTO, "demonstrations.jsonl"), ("demonstrations.jsonl:1: label is missing", "true")),
+    "labels for dpo": ((*DPO, "labeled.jsonl"), ("labeled.jsonl:1: unknown key 'completion'",)),
+    "a label that is none": ((*KTO, "doubt.jsonl"), ('doubt.jsonl:2: label is "maybe"', "a probability")),
+    "a label off the scale": ((*KTO, "stars.jsonl"), ("stars.jsonl:1: label is 5", "a probability")),
+    "best without a measurement": ((*DPO, "pairs.jsonl", "--set", "keep_best=true"), ("needs heldout_every",)),
+    "setting of another loss": ((*KTO, "pairs.jsonl", "--set", "loss.margin=1"), ("'loss.margin'", "another `kind`")),
+    "unknown loss": ((*DPO, "pairs.jsonl", "--set", "loss.kind=dop"), ("'loss'", "dop")),
+    "kto online": (
+        (*ONLINE, "--reward", "lexicon", "--set", "loss.kind=kto"),
+        ("`harken kto`",),
+    ),
     "pairs for sft": ((*SFT, "pairs.jsonl"), ("pairs.jsonl:1: unknown key 'chosen'",)),
     "unknown key in --set": ((*PPO_RULES, "--set", "stepz=1"), ("--set: unknown config key 'stepz'", "'steps'")),
     "unknown key in --config": ((*PPO_RULES, "--config", "key.toml"), ("key.toml", "'stepz'", "'steps'")),

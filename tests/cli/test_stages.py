@@ -22,6 +22,8 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> dict
     """What each command printed; its files lie in the folder under the key `folder`."""
     here = tmp_path_factory.mktemp("stages")
     write_data(here)
+    labeled = [{"prompt": f"name {n} films", "completion": f"it is {n}", "label": n % 2 == 0} for n in range(30)]
+    write_rows(here / "labeled.jsonl", labeled)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(here)
         patch.setenv("COLUMNS", "40")
@@ -35,6 +37,16 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> dict
                 *(*FP32, *SMALL, *NORMALIZE),
             ),
             "dpo": ("dpo", "--model", "out/sft", "--data", "pairs.jsonl", "--out", "out/dpo", *FP32, *SMALL),
+            "kto": ("kto", "--model", "out/sft", "--data", "labeled.jsonl", "--out", "out/kto", *FP32, *SMALL),
+            **{
+                name: (name, "--model", "out/sft", "--data", "pairs.jsonl", "--out", f"out/{name}", *FP32, *SMALL)
+                for name in ("ipo", "simpo", "orpo", "cpo")
+            },
+            "online-dpo": (
+                *("online-dpo", "--model", "out/sft", "--prompts", "prompts.txt", "--out", "out/online"),
+                *("--reward", "lexicon", *FP32, "--set", "steps=2", "--set", "prompts_per_step=2"),
+                *("--set", "sampling.max_new_tokens=4"),
+            ),
             "ppo": (
                 *("ppo", "--model", "out/sft", "--prompts", "prompts.txt", "--out", "out/ppo"),
                 *("--reward", "out/reward", *FP32, *STEPS),
@@ -80,7 +92,11 @@ def test_commands_print_where_their_result_is(made: dict[str, Ended], here: Path
         f"accuracy on {found['num_pairs']} held-out pairs: {found['accuracy']['value']:.3f}"
     )
     assert made["dpo"].out.endswith("out/dpo/model\n")
-    for folder in ("out/sft/model", "out/dpo/model", "out/ppo/model"):
+    assert made["online-dpo"].out == "out/online/model\n"
+    found = json.loads((here / "out/kto/evaluation.json").read_text())
+    assert made["kto"].out.startswith(f"accuracy on {found['num_completions']} held-out completions: ")
+    folders = ("sft", "dpo", "kto", "ipo", "simpo", "orpo", "cpo", "online", "ppo")
+    for folder in [f"out/{name}/model" for name in folders]:
         assert (here / folder / "model.safetensors").is_file()
 
 

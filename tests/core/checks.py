@@ -42,7 +42,24 @@ CHECKS: dict[str, list[Callable[[ModuleType], None]]] = {
     ],
     "value_loss": [high.check_clipped_value_loss, high.check_explained_variance],
     "reward_loss": [high.check_bradley_terry, high.check_bradley_terry_at_random],
-    "preference_loss": [preference.check_dpo, preference.check_dpo_at_random, preference.check_dpo_gradient],
+    "preference_loss": [
+        preference.check_dpo,
+        preference.check_dpo_variants,
+        preference.check_labels,
+        preference.check_ipo,
+        preference.check_hinge,
+        preference.check_cpo,
+        preference.check_simpo,
+        preference.check_orpo,
+        preference.check_at_random,
+        preference.check_gradients,
+    ],
+    "kto_loss": [
+        preference.check_kto,
+        preference.check_kto_at_random,
+        preference.check_kto_gradient,
+        preference.check_kto_baseline,
+    ],
     "sft_loss": [high.check_completion_nll],
 }
 """Checks by module name in harken.core."""

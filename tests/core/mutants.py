@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 from tests.core import mutants_losses as losses
-from tests.core.mutants_preference import PREFERENCE_LOSS
+from tests.core.mutants_preference import KTO_LOSS, PREFERENCE_LOSS
 
 
 class Mutant(NamedTuple):
@@ -168,6 +168,7 @@ MUTANTS = [
         "value_loss": losses.VALUE_LOSS,
         "reward_loss": losses.REWARD_LOSS,
         "preference_loss": PREFERENCE_LOSS,
+        "kto_loss": KTO_LOSS,
         "sft_loss": losses.SFT_LOSS,
     }.items()
     for name, old, new in edits

@@ -7,8 +7,9 @@ import pytest
 
 from harken.config import AdaptiveKl, FullConfig, LoraConfig, OptimizerConfig, SamplingConfig, Tune
 from harken.errors import ResumeError
+from harken.policy.online_dpo import online_dpo
 from harken.policy.ppo import ppo
-from harken.policy.preference import dpo
+from harken.policy.preference import dpo, kto
 from harken.policy.sft import sft
 from harken.progress import QUIET, Reporter
 from harken.reward.train import train_reward
@@ -36,6 +37,20 @@ def _dpo(model: Path, tune: Tune, save_every: int = 1) -> Stage:
     return lambda out, reporter: dpo(model, material.pairs(), out, config, reporter=reporter)
 
 
+def _kto(model: Path, tune: Tune, save_every: int = 1) -> Stage:
+    # 16 pairs are 32 completions, in batches of 8: 4 steps; the held-out ones are measured and the best step kept.
+    config = material.kto_config(tune=tune, save_every=save_every, batch_size=8, heldout_every=1, keep_best=True)
+    return lambda out, reporter: kto(model, material.pairs(), out, config, reporter=reporter)
+
+
+def _online_dpo(model: Path, tune: Tune, save_every: int = 1) -> Stage:
+    # The reference moves after the second and fourth step.
+    config = material.online_dpo_config(tune=tune, save_every=save_every, reference_every=2)
+    return lambda out, reporter: online_dpo(
+        model, material.prompts(), material.count_letter, out, config, reporter=reporter
+    )
+
+
 def _ppo(model: Path, tune: Tune, save_every: int = 1) -> Stage:
     # Every part with a memory is at work: the KL controller, two schedules, an average of the weights, prompts that
     # begin a second lap.
@@ -48,7 +63,8 @@ def _ppo(model: Path, tune: Tune, save_every: int = 1) -> Stage:
     return lambda out, reporter: ppo(model, material.prompts(), material.count_letter, out, config, reporter=reporter)
 
 
-STAGES = {"sft": (_sft, 6), "reward": (_reward, 4), "dpo": (_dpo, 4), "ppo": (_ppo, 4)}
+STAGES = {"sft": (_sft, 6), "reward": (_reward, 4), "dpo": (_dpo, 4), "kto": (_kto, 4)}
+STAGES |= {"online-dpo": (_online_dpo, 4), "ppo": (_ppo, 4)}
 CASES = [(name, tune) for name in STAGES for tune in (LORA, FullConfig())]
 
 

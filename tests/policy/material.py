@@ -11,6 +11,8 @@ from harken.config import (
     ChatConfig,
     ComputeConfig,
     DpoConfig,
+    KtoConfig,
+    OnlineDpoConfig,
     OptimizerConfig,
     PpoConfig,
     RewardConfig,
@@ -123,6 +125,25 @@ def reward_config(**changes: Any) -> RewardConfig:
 def dpo_config(**changes: Any) -> DpoConfig:
     settings: dict[str, Any] = {"batch_size": 4, "chat": RAW, "compute": COMPUTE}
     return DpoConfig(**(settings | changes))
+
+
+def kto_config(**changes: Any) -> KtoConfig:
+    settings: dict[str, Any] = {"batch_size": 4, "chat": RAW, "compute": COMPUTE}
+    return KtoConfig(**(settings | changes))
+
+
+def online_dpo_config(**changes: Any) -> OnlineDpoConfig:
+    settings: dict[str, Any] = {
+        "steps": 4,
+        "prompts_per_step": 4,
+        "minibatch_size": 2,
+        "sampling": SamplingConfig(max_new_tokens=6),
+        "optimizer": OptimizerConfig(learning_rate=3e-3),
+        "num_samples": 2,
+        "chat": RAW,
+        "compute": COMPUTE,
+    }
+    return OnlineDpoConfig(**(settings | changes))
 
 
 def ppo_config(**changes: Any) -> PpoConfig:

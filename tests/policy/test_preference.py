@@ -10,15 +10,34 @@ import pytest
 import torch
 
 from harken.artifacts import read_json, read_manifest
-from harken.config import ComputeConfig, DpoLossConfig, FullConfig, LoraConfig, OptimizerConfig
+from harken.config import (
+    ComputeConfig,
+    CpoLossConfig,
+    DpoLossConfig,
+    FullConfig,
+    HingeLossConfig,
+    IpoLossConfig,
+    KtoLossConfig,
+    LoraConfig,
+    OptimizerConfig,
+    OrpoLossConfig,
+    PreferenceLoss,
+    RobustDpoLossConfig,
+    SimpoLossConfig,
+)
 from harken.errors import ConfigError, DataError, ResumeError, SelfTestError
 from harken.lm.batch import Tokens
 from harken.lm.forward import group_logprobs
 from harken.lm.load import load_model
 from harken.lm.trunk import Trunk
 from harken.policy import preference as preference_module
-from harken.policy.preference import check_start, dpo, encode, examine
-from harken.records import Message, PreferencePair
+from harken.policy import preference_step
+from harken.policy.preference import BEST_FILE, dpo, examined, kto
+from harken.policy.preference_data import encode, prepare, taken_apart
+from harken.policy.preference_step import Examples, Whole, all_logprobs, check_start, preference_loss
+from harken.policy.sft import ROLE
+from harken.progress import Reporter
+from harken.records import LabeledCompletion, Message, PreferencePair
 from tests.policy import material
 
 FAST = OptimizerConfig(learning_rate=1e-2)
@@ -99,14 +118,9 @@ def test_labels_weights_beta_and_smoothing_enter_the_loss(tiny_model_dir: Path, 
             margin = beta * (row[0] - row[1])
             chance = 1 / (1 + math.exp(-margin))
             total -= weight * (label * math.log(chance) + (1 - label) * math.log(1 - chance))
-        result = preference_module.pair_loss(
-            DpoLossConfig(beta=beta, label_smoothing=noise),
-            logprobs + shift,
-            logprobs,
-            labels_P=labels,
-            weights_P=weights,
-            denominator=4.5,
-        )
+        examples = Examples(encoded, logprobs, labels, weights, shared=False)
+        settings = DpoLossConfig(beta=beta, label_smoothing=noise)
+        result = preference_loss(settings, logprobs + shift, examples, Whole.of(examples, None))
         assert float(result.loss) == pytest.approx(total / 4.5, rel=1e-4)
 
 
@@ -144,14 +158,14 @@ def test_the_reference_reads_each_pair_once(
         read.extend([role] * len(groups))
         return group_logprobs(trunk, role, groups, **named)
 
-    monkeypatch.setattr(preference_module, "group_logprobs", counted)
+    monkeypatch.setattr(preference_step, "group_logprobs", counted)
     config = material.dpo_config(epochs=3)
     with pytest.raises(material.Stopped):
         dpo(tiny_model_dir, material.pairs(8, 4), tmp_path, config, reporter=material.StopsAfter(4))
     dpo(tiny_model_dir, material.pairs(8, 4), tmp_path, config)
     assert read.count(None) == 8 + 4
-    # Three epochs over 8 pairs, and the held-out ones at the end.
-    assert read.count("policy") == 3 * 8 + 4
+    # Three epochs over 8 pairs, the held-out ones at the end, and 4 in the self-test of the start.
+    assert read.count("policy") == 3 * 8 + 4 + 4
 
 
 def test_reference_logprobs_of_other_pairs_are_refused(tiny_model_dir: Path, tmp_path: Path) -> None:
@@ -189,11 +203,14 @@ def test_without_heldout_pairs_nothing_is_examined(tiny_model_dir: Path, tmp_pat
     assert json.loads((tmp_path / "evaluation.json").read_text()) == {"num_pairs": 0}
 
 
-def test_the_examination_counts_ties_half() -> None:
+def test_the_examination_counts_ties_half(tiny_model_dir: Path) -> None:
     # Rewards' differences: .1 * (1 - 0), .1 * (0 - 0), .1 * (-2 - 0).
+    trunk = Trunk(load_model(tiny_model_dir, compute=material.COMPUTE, chat=material.RAW))
     before = torch.tensor([[-4.0, -3.0], [-5.0, -5.0], [-6.0, -9.0]])
     after = before + torch.tensor([[1.0, 0.0], [2.0, 2.0], [-2.0, 0.0]])
-    found = examine(before, after, material.dpo_config())
+    groups = encode(trunk, material.pairs(3, 0), material.dpo_config())
+    examples = Examples(groups, before, torch.ones(3), torch.tensor([1.0, 2.0, 3.0]), shared=False)
+    found = examined(after, examples, material.dpo_config())
     assert found["accuracy"]["value"] == pytest.approx(0.5)
     assert found["reward_margin"] == pytest.approx(0.1 * (1 + 0 - 2) / 3)
     assert found["likelihood_accuracy_before"]["value"] == pytest.approx(1.5 / 3)
@@ -203,12 +220,160 @@ def test_the_examination_counts_ties_half() -> None:
 
 def test_a_policy_that_does_not_start_as_the_reference_stops_the_run(tiny_model_dir: Path) -> None:
     trunk = Trunk(load_model(tiny_model_dir, compute=material.COMPUTE, chat=material.RAW))
-    config = material.dpo_config()
-    encoded = encode(trunk, material.pairs(4, 0), config)
-    # Completions of 9 tokens and beta .1: .009 is .01 nats a token, ten times what is allowed in fp32.
-    check_start(trunk, {"chosen_reward": 1e-5, "rejected_reward": -1e-5}, encoded, config)
+    trunk.add_role(ROLE, LoraConfig(), seed=0)
+    groups = encode(trunk, material.pairs(4, 0), material.dpo_config())
+    reference = all_logprobs(trunk, None, groups, material.COMPUTE, shared=False)
+    ones = torch.ones(4)
+    check_start(trunk, Examples(groups, reference, ones, ones, shared=False), material.COMPUTE)
+    # Completions of 9 tokens: .09 is .01 nats a token, ten times what is allowed in fp32.
     with pytest.raises(SelfTestError, match=r"differ by 0.01 nats a token"):
-        check_start(trunk, {"chosen_reward": 0.0, "rejected_reward": -0.009}, encoded, config)
+        check_start(trunk, Examples(groups, reference + 0.09, ones, ones, shared=False), material.COMPUTE)
+
+
+LOSSES: list[PreferenceLoss] = [
+    DpoLossConfig(length_normalized=True, beta=2.0, nll_coef=0.1),
+    DpoLossConfig(reference_free=True),
+    RobustDpoLossConfig(),
+    IpoLossConfig(),
+    IpoLossConfig(length_normalized=True, reference_free=True),
+    HingeLossConfig(nll_coef=0.1),
+    HingeLossConfig(reference_free=True),
+    OrpoLossConfig(odds_coef=1.0),
+    SimpoLossConfig(),
+    CpoLossConfig(),
+    KtoLossConfig(),
+]
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: f"{loss.kind}-{LOSSES.index(loss)}")
+def test_every_loss_learns_and_computes_a_reference_only_if_it_has_one(
+    loss: PreferenceLoss, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str | None] = []
+
+    def counted(trunk: Trunk, role: str | None, groups: Sequence[Sequence[Tokens]], **named: Any) -> torch.Tensor:
+        read.extend([role] * len(groups))
+        return group_logprobs(trunk, role, groups, **named)
+
+    monkeypatch.setattr(preference_step, "group_logprobs", counted)
+    config = material.dpo_config(loss=loss, epochs=3, optimizer=FAST, heldout_every=6)
+    dpo(tiny_model_dir, material.pairs(24, 8), tmp_path, config)
+    rows, found = material.rows(tmp_path / "metrics.jsonl"), read_json(tmp_path / "evaluation.json")
+    sides = 2 if loss.kind == "kto" else 1
+    assert len(rows) == 3 * 6 * sides
+    per_epoch = 6 * sides
+    for metric, sign in (("loss", -1), ("reward_margin", 1)):
+        first, last = (sum(row[metric] for row in some) for some in (rows[:per_epoch], rows[-per_epoch:]))
+        assert sign * last > sign * first
+    measured = [row for row in rows if "heldout_loss" in row]
+    assert [row["step"] for row in measured] == list(range(6, len(rows) + 1, 6))
+    assert measured[-1]["heldout_accuracy"] == pytest.approx(found["accuracy"]["value"])
+    is_free = loss.kind in {"orpo", "simpo", "cpo"} or getattr(loss, "reference_free", False)
+    # Of the held-out ones the starting model is read in any case, for `likelihood_accuracy_before`.
+    assert read.count(None) == (8 if is_free else (24 + 8) * sides)
+
+
+def test_kto_takes_pairs_apart_and_measures_against_other_prompts(tiny_model_dir: Path) -> None:
+    pairs = [
+        pair.model_copy(update={"prompt": material.prompt(f"ask {row}"), "soft_label": 0.75})
+        for row, pair in enumerate(material.pairs(3, 0))
+    ]
+    config = material.dpo_config(loss=KtoLossConfig())
+    items, heldout = prepare(pairs, config)
+    assert heldout == []
+    assert sorted(item.id for item in items) == [
+        f"pair-{row}/{side}" for row in range(3) for side in ("chosen", "rejected")
+    ]
+    assert {item.soft_label for item in items} == {0.75, 0.25}
+    hard = [item.soft_label for item in taken_apart(pairs[0], material.dpo_config(soft_labels=False))]
+    assert hard == [1.0, 0.0]
+    trunk = Trunk(load_model(tiny_model_dir, compute=material.COMPUTE, chat=material.RAW))
+    owners = {tuple(own.completion): tuple(own.prompt) for own, _ in encode(trunk, items, config)}
+    for own, other in encode(trunk, items, config):
+        assert other.prompt == own.prompt
+        assert owners[tuple(other.completion)] != tuple(own.prompt)
+
+
+def test_kto_learns_from_labels_without_pairs(tiny_model_dir: Path, tmp_path: Path) -> None:
+    items = [
+        LabeledCompletion(
+            id=f"{pair.id} {label}",
+            prompt=pair.prompt,
+            completion=pair.chosen if label else pair.rejected,
+            soft_label=label,
+            split=pair.split,
+        )
+        for row, pair in enumerate(material.pairs(96, 40))
+        for label in [float(row % 2 == 0)]
+    ]
+    said = Said()
+    kto(
+        tiny_model_dir,
+        items,
+        tmp_path,
+        material.kto_config(epochs=6, batch_size=16, optimizer=FAST, loss=KtoLossConfig(bad_weight=2.0)),
+        reporter=said,
+    )
+    found = read_json(tmp_path / "evaluation.json")
+    assert found["num_completions"] == 40
+    # By chance 20 would be right, 30 or more once in 900 times.
+    assert found["accuracy"]["value"] >= 0.75
+    rows = material.rows(tmp_path / "metrics.jsonl")
+    # Half of (good + 2 bad) / 16, the number of bad ones in the first batch being whole.
+    num_bad = 32 * rows[0]["loss"] - 16
+    assert num_bad == pytest.approx(round(num_bad), abs=1e-3)
+    assert rows[0]["kl_baseline"] == pytest.approx(0.0, abs=1e-4)
+    assert max(row["kl_baseline"] for row in rows) > 0.0
+    assert any("weigh 48, the bad ones 96" in text for text in said.texts)
+    with pytest.raises(DataError, match=r"the loss 'dpo' needs preference pairs"):
+        dpo(tiny_model_dir, items, tmp_path / "dpo", material.dpo_config())
+
+
+class Said(Reporter):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        super().__init__(quiet=True)
+        self.texts: list[str] = []
+
+    def say(self, message: str) -> None:
+        self.texts.append(message)
+
+
+def test_the_policy_with_the_lowest_heldout_loss_is_kept(tiny_model_dir: Path, tmp_path: Path) -> None:
+    # Four pairs learned with a large rate: the held-out loss falls, then rises far above its start.
+    pairs = [*material.pairs(4, 0), *material.pairs(0, 16, seed=5)]
+    changes: dict[str, Any] = {
+        "epochs": 24,
+        "optimizer": OptimizerConfig(learning_rate=3e-2, schedule="constant", warmup_fraction=0.0),
+    }
+    config = material.dpo_config(**changes, heldout_every=2, keep_best=True)
+    with pytest.raises(material.Stopped):
+        dpo(tiny_model_dir, pairs, tmp_path / "best", config, reporter=material.StopsAfter(20))
+    dpo(tiny_model_dir, pairs, tmp_path / "best", config)
+    rows = [row for row in material.rows(tmp_path / "best" / "metrics.jsonl") if "heldout_loss" in row]
+    best = min(rows, key=lambda row: row["heldout_loss"])
+    assert best["heldout_loss"] < rows[-1]["heldout_loss"]
+    manifest, found = read_manifest(tmp_path / "best"), read_json(tmp_path / "best" / "evaluation.json")
+    assert manifest is not None
+    assert manifest.info["best_step"] == best["step"]
+    assert found["accuracy"]["value"] == pytest.approx(best["heldout_accuracy"])
+    assert not (tmp_path / "best" / BEST_FILE).exists()
+    # As if the run had ended there.
+    plain = material.dpo_config(**{**changes, "epochs": best["step"]})
+    dpo(tiny_model_dir, pairs, tmp_path / "plain", plain)
+    assert material.hashes(tmp_path / "plain" / "model", keep=_is_weights) == material.hashes(
+        tmp_path / "best" / "model", keep=_is_weights
+    )
+
+
+def _is_weights(path: Path) -> bool:
+    return path.suffix == ".safetensors"
+
+
+def test_keeping_the_best_needs_a_measurement() -> None:
+    with pytest.raises((ConfigError, ValueError), match="needs heldout_every"):
+        material.dpo_config(keep_best=True)
 
 
 def test_label_smoothing_of_one_half_says_nothing_and_is_refused() -> None:

@@ -90,6 +90,20 @@ def check_denominator(denominator: float | Tensor) -> float | Tensor:
     return denominator
 
 
+def check_above_zero(**numbers: float) -> None:
+    """Refuse settings that would turn a loss around or switch it off.
+
+    Args:
+        numbers: by the name to report.
+
+    Raises:
+        ValueError: if one is not above zero.
+    """
+    for name, value in numbers.items():
+        if not value > 0:
+            raise ValueError(f"{name} is {value}, expected a number above zero")
+
+
 def masked_moments(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of x where mask is True.
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from harken.config import AdaptiveKl, FullConfig, OwnSamplerConfig, PpoConfig
+from harken.config import AdaptiveKl, FullConfig, OnlineDpoConfig, OwnSamplerConfig, PpoConfig
 from harken.core.advantages import gae, scale_to_unit_std, whiten
 from harken.core.importance import truncated_importance_weights
 from harken.core.kl import adaptive_kl_coef, kl_k1, kl_k3
@@ -365,7 +365,7 @@ def step_flops(meter: Meter, experience: Rollout, epochs: int) -> dict[str, floa
     }
 
 
-def draw_prompts(prompts: Sequence[Prompt], config: PpoConfig, step: int) -> list[Prompt]:
+def draw_prompts(prompts: Sequence[Prompt], config: PpoConfig | OnlineDpoConfig, step: int) -> list[Prompt]:
     """Return the step's prompts: without replacement until all were used, then in a fresh order."""
     chosen: list[Prompt] = []
     for position in range(step * config.prompts_per_step, (step + 1) * config.prompts_per_step):

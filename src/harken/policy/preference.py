@@ -1,8 +1,9 @@
-"""Direct preference optimization: train a policy on preference pairs, without a reward model.
+"""Train a policy on preferences directly, without a reward model: DPO and its kin, in one loop.
 
-The reference reads every pair once, before training; its log-probabilities are kept in the run folder, so that neither
+The reference reads everything once, before training; its log-probabilities are kept in the run folder, so that neither
 later epochs nor a resumed run compute them again. Chosen and rejected share one row, and so their prompt's computation,
-where the model allows it.
+where the model allows it. Losses differ in `preference_step.preference_loss` only; KTO learns from single completions
+that are good or bad, and takes pairs apart.
 """
 
 import hashlib
@@ -15,75 +16,97 @@ import torch
 from torch import Tensor
 
 from harken.artifacts import write_json
-from harken.config import DpoConfig, DpoLossConfig
-from harken.core.aggregate import LossOutput
-from harken.core.preference_loss import dpo_loss
-from harken.errors import DataError, ResumeError, SelfTestError
+from harken.config import (
+    CpoConfig,
+    DpoConfig,
+    IpoConfig,
+    KtoConfig,
+    KtoLossConfig,
+    OrpoConfig,
+    SimpoConfig,
+    needs_reference,
+)
+from harken.errors import ResumeError
 from harken.estimates import wilson
-from harken.lm.batch import Tokens, shared_size, shuffled_batches
+from harken.lm.batch import shared_size, shuffled_batches
 from harken.lm.checkpoint import load_tensors, load_training, publish_tensors, save_training
-from harken.lm.forward import TOLERANCE, can_share_prompts, group_logprobs
+from harken.lm.forward import can_share_prompts
 from harken.lm.load import load_model, with_settled_dtype
 from harken.lm.optim import Optimizer
 from harken.lm.speed import Meter
 from harken.lm.trunk import Trunk
+from harken.policy.preference_data import Data, check_balance, encode, label_of, prepare
+from harken.policy.preference_step import (
+    Examples,
+    Group,
+    all_logprobs,
+    check_start,
+    measure,
+    train_step,
+)
 from harken.policy.selftest import check_output_layer
-from harken.policy.sft import ROLE, check_stop_labels, draw_subset, save_policy
+from harken.policy.sft import ROLE, check_stop_labels, save_policy
 from harken.progress import QUIET, Reporter
-from harken.records import PreferencePair
 from harken.runs import Run, Timer, derive_seed
 
 REFERENCE_FILE = "reference.safetensors"
-
-EncodedPair = tuple[Tokens, Tokens]
-"""Chosen and rejected; both begin with the same prompt tokens."""
+BEST_FILE = "checkpoints/best.safetensors"
 
 
 def dpo(
     model: str | Path,
-    pairs: Sequence[PreferencePair],
+    data: Data,
     out: Path,
     config: DpoConfig | None = None,
     *,
     inputs: Mapping[str, Path | str] | None = None,
     reporter: Reporter = QUIET,
 ) -> Path:
-    """Train a model on preference pairs and return the folder of the trained model.
+    """Train a model on preferences and return the folder of the trained model.
 
     Args:
         model: policy and reference at the start, by folder, Hugging Face id, or `smollm2`; usually the SFT model.
-        pairs: split `train` is learned, `heldout` only measured.
+        data: pairs, or (for the loss `kto`) labeled completions; split `train` is learned, `heldout` only measured.
         out: run folder; a stopped run goes on, a finished one is returned as it is.
-        config: settings; the defaults are recommended ones.
-        inputs: names and paths of the pairs, for the manifest and for noticing that they changed.
+        config: settings, among them which loss; the defaults are recommended ones.
+        inputs: names and paths of the data, for the manifest and for noticing that they changed.
         reporter: shows progress.
 
     Raises:
-        DataError: no training pairs, or one longer than `max_length`.
-        ResumeError: `out` was started with other settings or pairs.
+        DataError: nothing to train on, something longer than `max_length`, or no pairs for a loss on pairs.
+        ResumeError: `out` was started with other settings or data.
         SelfTestError: before the first update the policy is not the reference.
     """
     config = config or DpoConfig()
-    run = Run(out, "dpo", config, {"model": model, **(inputs or {})})
+    run = Run(out, config.loss.kind, config, {"model": model, **(inputs or {})})
     if run.finished:
         return out / "model"
     config = with_settled_dtype(config, run)
     trunk = Trunk(load_model(model, compute=config.compute, chat=config.chat, notify=reporter.say))
     trunk.add_role(ROLE, config.tune, seed=derive_seed(config.seed, "adapters"))
-    train = [pair for pair in pairs if pair.split == "train"]
-    train = [train[index] for index in draw_subset(len(train), config.max_pairs, config.seed)]
-    heldout = [pair for pair in pairs if pair.split == "heldout"]
-    if not train:
-        raise DataError("no pairs with split 'train'; give at least one")
-    encoded = encode(trunk, [*train, *heldout], config)
-    check_stop_labels(trunk, [side for pair in encoded for side in pair])
+    train, heldout = prepare(data, config)
+    check_balance(train, config.loss, reporter)
+    groups = encode(trunk, [*train, *heldout], config)
+    check_stop_labels(trunk, [group[0] for group in groups])
     check_output_layer(trunk)
-    shared = can_share_prompts(trunk, max(encoded, key=shared_size))
-    reference = reference_logprobs(trunk, encoded, config, run, shared=shared, reporter=reporter)
+    shared = can_share_prompts(trunk, max(groups, key=shared_size))
+    first = 0 if needs_reference(config.loss) else len(train)
+    read = reference_logprobs(trunk, groups[first:], config, run, shared=shared, reporter=reporter)
+    whole = Examples(
+        groups,
+        torch.cat([torch.zeros(first, 2), read]),
+        torch.tensor([label_of(item, config) for item in (*train, *heldout)]),
+        torch.tensor([item.weight for item in (*train, *heldout)]),
+        shared,
+    )
+    learned, measured = whole.select(range(len(train))), whole.select(range(len(train), len(groups)))
     batches = shuffled_batches(range(len(train)), config.batch_size, epochs=config.epochs, seed=config.seed)
     optimizer = Optimizer(trunk.parameters(ROLE), config.optimizer, len(batches))
     if run.checkpoint_folder:
         load_training(run.checkpoint_folder, trunk, {ROLE: optimizer})
+    elif needs_reference(config.loss):
+        check_start(trunk, learned, config.compute)
+    sides = 1 if isinstance(config.loss, KtoLossConfig) else 2
     meter = Meter(trunk, config.tune)
     metrics: dict[str, float] = {}
 
@@ -91,75 +114,116 @@ def dpo(
         return f"loss {metrics['loss']:.3f}  right {metrics['accuracy']:.0%}"
 
     steps = range(run.step, len(batches))
-    for step in reporter.track(steps, "dpo", total=len(batches), done=run.step, describe=describe):
+    for step in reporter.track(steps, run.stage, total=len(batches), done=run.step, describe=describe):
         timer = Timer()
-        batch = batches[step]
-        tokens = [encoded[index] for index in batch]
-        metrics = train_step(
-            trunk, optimizer, [train[index] for index in batch], tokens, reference[batch], config, shared=shared
-        )
-        num_tokens = sum(side.size for pair in tokens for side in pair)
+        batch = learned.select(batches[step])
+        metrics = train_step(trunk, optimizer, batch, config)
+        rows = [tokens for group in batch.groups for tokens in group[:sides]]
+        num_tokens = sum(tokens.size for tokens in rows)
         timer.measure("train", num_tokens)
-        if step == 0:
-            check_start(trunk, metrics, tokens, config)
-        flops = meter.training(
-            num_tokens, 2 * len(tokens), sum(len(side.completion) for pair in tokens for side in pair)
-        )
+        flops = meter.training(num_tokens, len(rows), sum(len(tokens.completion) for tokens in rows))
+        if measured.groups and is_measured(step, len(batches), config):
+            metrics |= measure_heldout(trunk, measured, config)
+            if config.keep_best:
+                keep_if_best(run, trunk, step + 1, metrics["heldout_loss"])
         run.log(step + 1, {**metrics, **timer.rates(), **meter.figures(timer, {"train": flops})})
         if (step + 1) % config.save_every == 0 and step + 1 < len(batches):
             run.save_checkpoint(step + 1, lambda folder: save_training(folder, trunk, {ROLE: optimizer}, {}))
     optimizer.use_average()
-    evaluation: dict[str, Any] = {"num_pairs": 0}
-    if heldout:
-        before = reference[len(train) :]
-        after = all_logprobs(trunk, ROLE, encoded[len(train) :], config, shared=shared)
-        evaluation = examine(before, after, config)
-    write_json(out / "evaluation.json", evaluation)
+    info = go_back_to_best(run, trunk, reporter) if config.keep_best and measured.groups else {}
+    write_json(out / "evaluation.json", examine(trunk, measured, config))
     folder = save_policy(out, trunk, run, str(model))
-    run.finish({"pairs": len(train), "optimizer_steps": optimizer.steps, "shared_prompts": shared})
+    kept = "completions" if isinstance(config.loss, KtoLossConfig) else "pairs"
+    run.finish({kept: len(train), "optimizer_steps": optimizer.steps, "shared_prompts": shared, **info})
     return folder
 
 
-def encode(trunk: Trunk, pairs: Sequence[PreferencePair], config: DpoConfig) -> list[EncodedPair]:
-    """Return token ids of chosen and rejected; a pair that is too long is an error that names it."""
-    limit = min(config.max_length, trunk.context_length)
-    found: list[EncodedPair] = []
-    for pair in pairs:
-        prompt = trunk.chat.encode_prompt(pair.prompt, max_length=limit)
-        chosen, rejected = (
-            Tokens(prompt, trunk.chat.encode_completion(side.content)) for side in (pair.chosen, pair.rejected)
-        )
-        longest = max(chosen.size, rejected.size)
-        if longest > limit:
-            raise DataError(
-                f"pair {pair.id!r} has {longest} tokens, the limit is {limit}; raise max_length (the model's context "
-                "permitting) or leave the pair out: nothing is cut silently"
-            )
-        found.append((chosen, rejected))
-    return found
+def ipo(
+    model: str | Path,
+    data: Data,
+    out: Path,
+    config: DpoConfig | None = None,
+    *,
+    inputs: Mapping[str, Path | str] | None = None,
+    reporter: Reporter = QUIET,
+) -> Path:
+    """Train as `dpo` does, by default with the settings of `IpoConfig`."""
+    return dpo(model, data, out, config or IpoConfig(), inputs=inputs, reporter=reporter)
+
+
+def simpo(
+    model: str | Path,
+    data: Data,
+    out: Path,
+    config: DpoConfig | None = None,
+    *,
+    inputs: Mapping[str, Path | str] | None = None,
+    reporter: Reporter = QUIET,
+) -> Path:
+    """Train as `dpo` does, by default with the settings of `SimpoConfig`."""
+    return dpo(model, data, out, config or SimpoConfig(), inputs=inputs, reporter=reporter)
+
+
+def orpo(
+    model: str | Path,
+    data: Data,
+    out: Path,
+    config: DpoConfig | None = None,
+    *,
+    inputs: Mapping[str, Path | str] | None = None,
+    reporter: Reporter = QUIET,
+) -> Path:
+    """Train as `dpo` does, by default with the settings of `OrpoConfig`."""
+    return dpo(model, data, out, config or OrpoConfig(), inputs=inputs, reporter=reporter)
+
+
+def cpo(
+    model: str | Path,
+    data: Data,
+    out: Path,
+    config: DpoConfig | None = None,
+    *,
+    inputs: Mapping[str, Path | str] | None = None,
+    reporter: Reporter = QUIET,
+) -> Path:
+    """Train as `dpo` does, by default with the settings of `CpoConfig`."""
+    return dpo(model, data, out, config or CpoConfig(), inputs=inputs, reporter=reporter)
+
+
+def kto(
+    model: str | Path,
+    data: Data,
+    out: Path,
+    config: DpoConfig | None = None,
+    *,
+    inputs: Mapping[str, Path | str] | None = None,
+    reporter: Reporter = QUIET,
+) -> Path:
+    """Train as `dpo` does, by default with the settings of `KtoConfig`."""
+    return dpo(model, data, out, config or KtoConfig(), inputs=inputs, reporter=reporter)
 
 
 def reference_logprobs(
     trunk: Trunk,
-    encoded: Sequence[EncodedPair],
+    groups: Sequence[Group],
     config: DpoConfig,
     run: Run,
     *,
     shared: bool,
     reporter: Reporter = QUIET,
 ) -> Tensor:
-    """Return (P, 2) fp32 on the CPU, summed log-probabilities of both sides under the reference.
+    """Return (P, 2) fp32 on the CPU, summed log-probabilities of both completions under the reference.
 
     They are computed in the run's first minute, written into its folder, and read from there ever after.
 
     Raises:
-        ResumeError: what lies in the folder belongs to another model or other pairs.
+        ResumeError: what lies in the folder belongs to another model or other data.
     """
     path = run.folder / REFERENCE_FILE
-    told = json.dumps([run.inputs["model"], encoded])
+    told = json.dumps([run.inputs["model"], groups])
     digest = torch.tensor(list(hashlib.sha256(told.encode()).digest()), dtype=torch.uint8)
     if not path.exists():
-        found = all_logprobs(trunk, None, encoded, config, shared=shared, reporter=reporter)
+        found = all_logprobs(trunk, None, groups, config.compute, shared=shared, label="reference", reporter=reporter)
         publish_tensors(path, {"logprobs": found, "sha256": digest})
     kept = load_tensors(path)
     if not torch.equal(kept["sha256"], digest):
@@ -170,136 +234,69 @@ def reference_logprobs(
     return kept["logprobs"]
 
 
-@torch.no_grad()
-def all_logprobs(
-    trunk: Trunk,
-    role: str | None,
-    encoded: Sequence[EncodedPair],
-    config: DpoConfig,
-    *,
-    shared: bool,
-    reporter: Reporter = QUIET,
-) -> Tensor:
-    """Return (P, 2) fp32 on the CPU, summed log-probabilities of chosen and rejected under a role."""
-    # Nothing is kept for a backward pass, so four times as many tokens fit.
-    groups = trunk.microbatches(row_sizes(encoded, shared=shared), 4 * config.compute.microbatch_tokens)
-    found = torch.zeros(len(encoded), 2)
-    label = "reference" if role is None else "held-out"
-    for number in reporter.track(range(len(groups)), label, total=len(groups)):
-        rows = groups[number]
-        some = [encoded[row] for row in rows]
-        found[rows] = group_logprobs(trunk, role, some, shared=shared, chunk_tokens=config.compute.chunk_tokens).cpu()
-    return found
+def is_measured(step: int, num_steps: int, config: DpoConfig) -> bool:
+    """Say whether the held-out loss is measured after a step, counted from 0."""
+    every = config.heldout_every
+    return every is not None and ((step + 1) % every == 0 or step + 1 == num_steps)
 
 
-def row_sizes(encoded: Sequence[EncodedPair], *, shared: bool) -> list[int]:
-    """Return the computed positions of each pair: one row, or two that are as long as the longer one."""
-    if shared:
-        return [shared_size(pair) for pair in encoded]
-    return [2 * max(chosen.size, rejected.size) for chosen, rejected in encoded]
+def measure_heldout(trunk: Trunk, examples: Examples, config: DpoConfig) -> dict[str, float]:
+    """Return loss and accuracy on the held-out examples."""
+    logprobs = all_logprobs(trunk, ROLE, examples.groups, config.compute, shared=examples.shared)
+    found = measure(logprobs, examples, config.loss)
+    return {"heldout_loss": found["loss"], "heldout_accuracy": found["accuracy"]}
 
 
-def train_step(
-    trunk: Trunk,
-    optimizer: Optimizer,
-    pairs: Sequence[PreferencePair],
-    encoded: Sequence[EncodedPair],
-    reference: Tensor,
-    config: DpoConfig,
-    *,
-    shared: bool,
-) -> dict[str, float]:
-    """Take one optimizer step; the loss is the weighted mean over the batch's pairs.
+def keep_if_best(run: Run, trunk: Trunk, step: int, loss: float) -> None:
+    """Keep the policy beside the checkpoints if its held-out loss is the lowest so far.
+
+    A resumed run measures again what it had measured before, with the same result: the file may be from a later step.
+    """
+    path = run.folder / BEST_FILE
+    path.parent.mkdir(exist_ok=True)
+    numbers = torch.tensor([loss, step], dtype=torch.float64)
+    if not path.exists() or loss < float(load_tensors(path)["loss.step"][0]):
+        publish_tensors(path, {**trunk.state(ROLE), "loss.step": numbers})
+
+
+def go_back_to_best(run: Run, trunk: Trunk, reporter: Reporter) -> dict[str, float]:
+    """Set the policy to the kept one and return its step."""
+    tensors = load_tensors(run.folder / BEST_FILE)
+    loss, step = tensors.pop("loss.step").tolist()
+    trunk.load_state(ROLE, tensors)
+    reporter.say(f"kept the policy of step {step:.0f}, whose held-out loss is lowest: {loss:.4f}")
+    return {"best_step": int(step)}
+
+
+def examine(trunk: Trunk, examples: Examples, config: DpoConfig) -> dict[str, Any]:
+    """Return what `evaluation.json` holds of the held-out examples; each counts as one, whatever its weight."""
+    count = len(examples.groups)
+    name = "num_completions" if isinstance(config.loss, KtoLossConfig) else "num_pairs"
+    if not count:
+        return {name: 0}
+    after = all_logprobs(trunk, ROLE, examples.groups, config.compute, shared=examples.shared, label="held-out")
+    return {name: count, **examined(after, examples, config)}
+
+
+def examined(after: Tensor, examples: Examples, config: DpoConfig) -> dict[str, Any]:
+    """Return the figures of held-out examples.
 
     Args:
-        trunk: holds the policy.
-        optimizer: steps the policy.
-        pairs: P of them, for labels and weights.
-        encoded: their tokens.
-        reference: (P, 2), log-probabilities of both sides under the reference.
-        config: loss and sizes.
-        shared: whether a pair is one row.
+        after: (P, 2), log-probabilities under the trained policy.
+        examples: P of them; their reference is the model before training.
+        config: which loss, and so which reward.
     """
-    sizes = row_sizes(encoded, shared=shared)
-    groups = trunk.microbatches(sizes, config.compute.microbatch_tokens)
-    labels = torch.tensor([pair.soft_label if config.soft_labels else 1.0 for pair in pairs])
-    weights = torch.tensor([pair.weight for pair in pairs])
-    denominator = float(weights.sum())
-    totals: dict[str, float] = {"loss": 0.0}
-    for rows in groups:
-        some = [encoded[row] for row in rows]
-        logprobs = group_logprobs(trunk, ROLE, some, shared=shared, chunk_tokens=config.compute.chunk_tokens)
-        there = logprobs.device
-        result = pair_loss(
-            config.loss,
-            logprobs,
-            reference[rows].to(there),
-            labels_P=labels[rows].to(there),
-            weights_P=weights[rows].to(there),
-            denominator=denominator,
-        )
-        torch.autograd.backward(result.loss)
-        totals["loss"] += float(result.loss.detach())
-        for name, value in result.metrics.items():
-            totals[name] = totals.get(name, 0.0) + float(value)
-    rate = optimizer.learning_rate()
-    norm = optimizer.step()
-    held = sizes if shared else [chosen.size + rejected.size for chosen, rejected in encoded]
-    computed = sum(len(group) * max(sizes[row] for row in group) for group in groups)
-    return {**totals, "grad_norm": norm, "lr": rate, "padding_waste": 1.0 - sum(held) / computed}
-
-
-def pair_loss(
-    settings: DpoLossConfig,
-    logprobs_P2: Tensor,
-    reference_P2: Tensor,
-    *,
-    labels_P: Tensor,
-    weights_P: Tensor,
-    denominator: float,
-) -> LossOutput:
-    """Return the loss that the settings name, of (P, 2) log-probabilities of chosen and rejected."""
-    match settings:
-        case DpoLossConfig():
-            noise = settings.label_smoothing
-            return dpo_loss(
-                *logprobs_P2.unbind(1),
-                *reference_P2.unbind(1),
-                beta=settings.beta,
-                soft_labels_P=(1.0 - noise) * labels_P + noise * (1.0 - labels_P),
-                weights_P=weights_P,
-                denominator=denominator,
-            )
-
-
-def check_start(trunk: Trunk, metrics: Mapping[str, float], encoded: Sequence[EncodedPair], config: DpoConfig) -> None:
-    """Self-test: in the first step, before any update, the policy is the reference.
-
-    Raises:
-        SelfTestError: the mean log-probability of a token differs by more than rounding.
-    """
-    tokens = sum(len(side.completion) for pair in encoded for side in pair) / (2 * len(encoded))
-    moved = max(abs(metrics["chosen_reward"]), abs(metrics["rejected_reward"])) / config.loss.beta / tokens
-    if not moved <= TOLERANCE[trunk.dtype]:
-        raise SelfTestError(
-            f"policy and reference differ by {moved:.2g} nats a token before any update, expected 0; the policy does "
-            "not start as the reference, or dropout is on"
-        )
-
-
-def examine(before: Tensor, after: Tensor, config: DpoConfig) -> dict[str, Any]:
-    """Return what `evaluation.json` holds of the held-out pairs.
-
-    Args:
-        before: (P, 2), log-probabilities of chosen and rejected under the reference.
-        after: (P, 2), under the trained policy.
-        config: for beta.
-    """
-    margins = config.loss.beta * ((after - before)[:, 0] - (after - before)[:, 1])
+    count, before = len(examples.groups), examples.reference
+    equal = Examples(examples.groups, before, examples.labels, torch.ones(count), examples.shared)
+    found = measure(after, equal, config.loss)
+    result: dict[str, Any] = {
+        "accuracy": wilson(found["accuracy"] * count, count).as_dict(),
+        "reward_margin": found["reward_margin"],
+    }
+    if isinstance(config.loss, KtoLossConfig):
+        return result
     return {
-        "num_pairs": len(margins),
-        "accuracy": share_above_zero(margins),
-        "reward_margin": float(margins.mean()),
+        **result,
         "likelihood_accuracy_before": share_above_zero(before[:, 0] - before[:, 1]),
         "likelihood_accuracy": share_above_zero(after[:, 0] - after[:, 1]),
     }
