@@ -33,6 +33,7 @@ def test_all_commands_of_the_contract_are_there() -> None:
     stages = {"generate", "preferences", "sft", "reward", "dpo", "ppo", "score", "evaluate", "report"}
     assert single == {"demo", "run", "init", "doctor", "bench", "plan"} | stages
     assert {path[1] for path in COMMANDS if path[0] == "collect"} >= {"import", "export", "status", "agreement"}
+    assert {path[1] for path in COMMANDS if path[0] == "data"} == {"check", "convert"}
 
 
 @pytest.mark.parametrize("path", COMMANDS, ids="-".join)
