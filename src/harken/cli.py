@@ -27,7 +27,13 @@ from harken.errors import HarkenError
 INTERRUPTED = 130
 """What typer returns after Ctrl-C."""
 
-EXTRAS = {"sqlalchemy": "collect", "pyarrow": "parquet", "datasets": "hub", "matplotlib": "report", "vaderSentiment": "demo"}
+EXTRAS = {
+    "sqlalchemy": "collect",
+    "pyarrow": "parquet",
+    "datasets": "hub",
+    "matplotlib": "report",
+    "vaderSentiment": "demo",
+}
 """Optional package -> the extra that brings it."""
 
 ORDER = ("demo", "run", "init", "generate", "collect")

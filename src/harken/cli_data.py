@@ -26,7 +26,7 @@ from harken.cli_common import (
 if TYPE_CHECKING:
     from harken.feedback.exchange.check import Checked, Render
     from harken.feedback.exchange.read import Data
-    from harken.feedback.exchange.write import Plan, Style, Target
+    from harken.feedback.exchange.write import Target
 
 
 class Ties(StrEnum):
@@ -58,7 +58,8 @@ def check(
     labeling_config: LabelingOption = None,
     buckets: BucketsOption = None,
     model: Annotated[
-        str | None, typer.Option("--model", metavar="M", help="Show the examples as this model's template renders them.")
+        str | None,
+        typer.Option("--model", metavar="M", help="Show the examples as this model's template renders them."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -189,8 +190,8 @@ def write_entries(
         raise UsageError(f"--to {to!r}: no such format; there are {', '.join(TARGETS)}")
     check_out_file(out)
     target: Target = cast("Target", to)
-    style: Style = Style(texts=texts, ties=ties.value)
-    planned: Plan = plan(entries, target, style)
+    style = Style(texts=texts, ties=ties.value)
+    planned = plan(entries, target, style)
     for loss in planned.losses:
         reporter().say(f"loss: {loss}")
     if not planned.num_rows:

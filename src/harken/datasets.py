@@ -58,7 +58,7 @@ def ignore(message: str) -> None:
 
 
 def read_prompts(path: Path, notify: Notify = ignore) -> list[Prompt]:
-    """Read prompts from JSON Lines (records, or rows {"prompt": ...}), a .txt file with one a line, or a foreign format.
+    """Read prompts: records, rows {"prompt": ...}, a .txt file with one a line, or a foreign format.
 
     Args:
         path: the file.
@@ -189,7 +189,7 @@ def _foreign(path: Path) -> Data | None:
 
 
 def _is_plain(row: Row) -> bool:
-    """Say whether a row is one of Harken's own plain rows, where a key too much is a mistake and no column to ignore."""
+    """Say whether a row is one of Harken's own plain rows, where a key too much is a mistake to report."""
     has_messages = any(isinstance(row.get(key), list) for key in ("chosen", "rejected", "completion"))
     is_other = {"completion_a", "rating"} & set(row) or sniff(row) not in ("trl", "csv")
     return "prompt" in row and not has_messages and not is_other

@@ -1,6 +1,7 @@
 """Chatbot Arena: two models' conversations and which one a visitor preferred, as JSON, or the CSV of 55,000.
 
-A conversation of several turns is used where both models' earlier turns are equal; else no single completion was judged.
+A conversation of several turns is used where both models' earlier turns are equal; else it was no single completion
+that was judged.
 """
 
 import datetime
@@ -133,17 +134,15 @@ def _time(value: object) -> str | None:
 
 
 def write(entry: Entry) -> list[Row]:
-    """Return one row for each comparison.
-
-    Raises:
-        BadRow: both texts are the same.
-    """
+    """Return one row for each comparison of two completions."""
     by_id = {one.id: one for one in entry.completions}
     said = [one.model_dump() for one in entry.prompt.messages]
     rows: list[Row] = []
     for judgment in entry.judgments:
         answer = judgment.answer
         if not isinstance(answer, Comparison) or answer.outcome not in ("win", "tie", "both_bad"):
+            continue
+        if len(judgment.shown) != 2:
             continue
         both = [by_id[name] for name in judgment.shown]
         row: Row = {"question_id": judgment.id}

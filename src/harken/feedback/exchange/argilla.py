@@ -173,9 +173,7 @@ class _Record:
             return
         rationale = str(answers.get("rationale") or answers.get("comment") or "")
         for answer, about in self._answers(answers, both):
-            yield make_judgment(
-                (key, answer.type), self._prompt, about, answer, judge=judge, rationale=rationale
-            )
+            yield make_judgment((key, answer.type), self._prompt, about, answer, judge=judge, rationale=rationale)
 
     def _answers(
         self, answers: dict[str, Any], both: tuple[Completion, ...]
@@ -300,25 +298,18 @@ def _questions(judgment: Judgment, names: dict[str, str]) -> tuple[Row, Row]:
     answer = judgment.answer
     match answer:
         case Comparison():
-            value = answer.outcome if answer.winner is None else names[answer.winner]
             if answer.winner is None and answer.strength is not None:
                 raise BadRow(f"{answer.outcome} with a strength", "not supported")
+            value = answer.outcome if answer.winner is None else names[answer.winner]
             return {"preference": value, **({} if answer.strength is None else {"strength": answer.strength})}, {}
         case Rating():
-            if {*answer.axes} & {*_TEXTS, "strength", "preference"} or len(names) != 1:
-                raise BadRow("ratings of several completions, or an axis with the name of a question", "not supported")
-            scales: Row = {}
-            for name, axis in answer.axes.items():
-                scales |= {f"scale.{name}.low": axis.low, f"scale.{name}.high": axis.high}
-            return {name: axis.value for name, axis in answer.axes.items()}, scales
+            return _ratings(answer, names)
+        case Spans() | Correction() | Critique() if len(names) != 1:
+            raise BadRow(f"{answer.type} beside other completions", "not supported")
         case Spans():
-            if len(names) != 1:
-                raise BadRow("spans in several completions", "not supported")
             parts = [{"start": span.start, "end": span.end, "label": span.label} for span in answer.spans]
             return {"errors": parts}, {}
         case Correction() | Critique():
-            if len(names) != 1:
-                raise BadRow(f"a {answer.type} beside other completions", "not supported")
             return {answer.type: answer.text}, {}
         case DemonstrationAnswer():
             if names:
@@ -326,3 +317,12 @@ def _questions(judgment: Judgment, names: dict[str, str]) -> tuple[Row, Row]:
             return {"demonstration": answer.text}, {}
         case RankingAnswer():
             raise BadRow("a ranking, whose ranks Argilla's client would lose", "not supported")
+
+
+def _ratings(answer: Rating, names: dict[str, str]) -> tuple[Row, Row]:
+    if {*answer.axes} & {*_TEXTS, "strength", "preference"} or len(names) != 1:
+        raise BadRow("ratings of several completions, or an axis with the name of a question", "not supported")
+    scales: Row = {}
+    for name, axis in answer.axes.items():
+        scales |= {f"scale.{name}.low": axis.low, f"scale.{name}.high": axis.high}
+    return {name: axis.value for name, axis in answer.axes.items()}, scales

@@ -84,7 +84,7 @@ def demonstrations_of(entry: Entry) -> Iterator[Demonstration]:
             case _:
                 continue
     if not entry.judgments:
-        texts.update({text: None for text in by_id.values()})
+        texts.update(dict.fromkeys(by_id.values()))
     for text in texts:
         if text.strip():
             yield Demonstration(

@@ -27,7 +27,7 @@ class Importing:
     def parts(
         self, tell: Callable[[int], None] = lambda count: None
     ) -> Iterator[tuple[list[Prompt], list[Completion], list[Judgment]]]:
-        """Yield prompts, completions and judgments of some rows at a time; `tell` is called with the judgments so far."""
+        """Yield prompts, completions and judgments of some rows; `tell` is called with the judgments so far."""
         entries = iter(self.data)
         while items := list(islice(entries, _PART)):
             prompts: list[Prompt] = []
@@ -67,4 +67,3 @@ def rows(problem: Problem) -> str:
     """Return the numbers of a problem's first rows, for people."""
     named = ", ".join(map(str, problem.rows[:_ROWS_NAMED]))
     return f"rows {named}, ..." if problem.count > _ROWS_NAMED else f"row{'s' * (problem.count > 1)} {named}"
-

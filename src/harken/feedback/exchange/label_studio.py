@@ -1,9 +1,10 @@
-"""Label Studio's JSON export: pairwise, ranker (three shapes), ratings, spans, texts and choices, by several annotators.
+"""Label Studio's JSON export: pairwise, ranker (three shapes), ratings, spans, texts, choices, by several annotators.
 
 Left and right of a Pairwise are the first and second name of its `toName`, so the labeling config must be given: beside
 the file as `NAME.config.xml`, or named. The minimal export (JSON_MIN, CSV) is refused: it loses what was chosen.
 """
 
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -47,7 +48,7 @@ from harken.records import (
 )
 
 _LOSSY = (
-    "the minimal export (JSON_MIN or CSV) of Label Studio: of pairwise tasks it does not say which side was chosen, and "
+    "the minimal export (JSON_MIN or CSV) of Label Studio: it does not say which side of a pair was chosen, and "
     "annotations by several people cannot be told apart; export the project again as JSON"
 )
 _Severity = Literal["minor", "major", "critical"]
@@ -107,7 +108,9 @@ class _Task:
 
     def _find_completions(self) -> None:
         models = as_dict(self._data.get("models") or {}, "models")
-        known = [key for pair in self._config.sides.values() for key in (self._config.fields.get(one, one) for one in pair)]
+        known = [
+            key for pair in self._config.sides.values() for key in (self._config.fields.get(one, one) for one in pair)
+        ]
         names = {key for key in self._data if key.startswith(("answer", "response", "completion"))}
         keys = list(dict.fromkeys([*known, *sorted(names, key=lambda key: (len(key), key))]))
         for key in keys:
@@ -149,7 +152,13 @@ class _Task:
         key = own.get("id") if own.get("id") is not None else self._row_number
         for answer, both in said.answers:
             yield make_judgment(
-                (key, answer.type), self._prompt, both, answer, judge=judge_of(own), rationale=said.rationale, timing=timing
+                (key, answer.type),
+                self._prompt,
+                both,
+                answer,
+                judge=judge_of(own),
+                rationale=said.rationale,
+                timing=timing,
             )
 
     def _finish(self, said: _Said) -> None:
@@ -280,12 +289,11 @@ def _code_points(content: str, value: Row) -> tuple[int, int]:
     start, end = value.get("start"), value.get("end")
     if not isinstance(start, int) or not isinstance(end, int) or not 0 <= start < end:
         raise BadRow(f"span {start!r} to {end!r}; expected two positions")
-    units = content.encode("utf-16-le")
-    part = units[2 * start : 2 * end].decode("utf-16-le", "replace")
-    before = units[: 2 * start].decode("utf-16-le", "replace")
     stated = value.get("text")
-    if stated in (None, part) and len(units) >= 2 * end and "\ufffd" not in part.replace("\ufffd", "", content.count("\ufffd")):
-        return len(before), len(before) + len(part)
+    units = itertools.accumulate((2 if ord(sign) > 0xFFFF else 1 for sign in content), initial=0)
+    places = {unit: place for place, unit in enumerate(units)}
+    if start in places and end in places and stated in (None, content[places[start] : places[end]]):
+        return places[start], places[end]
     if stated == content[start:end]:
         return start, end
     raise BadRow(f"span {start} to {end} does not hold the text that it states")

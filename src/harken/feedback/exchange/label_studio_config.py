@@ -38,7 +38,9 @@ def read_config(path: Path) -> LabelingConfig:
     """
     content = read_bytes(path)
     if len(content) > _MAX_CONFIG or b"<!" in content.replace(b"<!--", b""):
-        raise DataError(f"{path}: a labeling config has no declarations and is below 1 MB; save it anew from Label Studio")
+        raise DataError(
+            f"{path}: a labeling config has no declarations and is below 1 MB; save it anew from Label Studio"
+        )
     try:
         root = ElementTree.fromstring(content)
     except ElementTree.ParseError as error:
@@ -85,8 +87,10 @@ def written_config(num_answers: int, axes: dict[str, RatedAxis], labels: Sequenc
         lines += [f'  <TextArea name="{answer} {kind}" toName="{answer}"/>' for kind in ("correction", "critique")]
     for name, axis in axes.items():
         own = f"name={quoteattr(name)} toName={quoteattr('answer1')}"
-        tag = f'Rating {own} maxRating="{axis.high:g}"' if is_stars(axis) else (
-            f'Number {own} min="{axis.low!r}" max="{axis.high!r}"'
+        tag = (
+            f'Rating {own} maxRating="{axis.high:g}"'
+            if is_stars(axis)
+            else (f'Number {own} min="{axis.low!r}" max="{axis.high!r}"')
         )
         lines.append(f"  <{tag}/>")
     lines += [f'  <TextArea name="{kind}" toName="prompt"/>' for kind in ("demonstration", "rationale")]

@@ -1,4 +1,4 @@
-"""Label Studio's JSON export, written: one task for each order in which completions were shown, and its labeling config."""
+"""Label Studio's JSON export, written: a task for each order in which completions were shown, and a labeling config."""
 
 from collections.abc import Iterable
 

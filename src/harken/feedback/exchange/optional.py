@@ -66,7 +66,7 @@ def hub_rows(name: str) -> Iterator[tuple[int, Row | BadRow]]:
     except (OSError, ValueError) as error:
         problem = " ".join(str(error).split())[:200]
         raise DataError(
-            f"hub:{name}: {problem}; expected hub:owner/name or hub:owner/name#split, and a network that reaches the hub"
+            f"hub:{name}: {problem}; expected hub:owner/name or hub:owner/name#split, and a way to reach the hub"
         ) from error
 
 

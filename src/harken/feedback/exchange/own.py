@@ -39,6 +39,7 @@ def is_own(row: Row) -> bool:
 
 def read(rows: Iterable[tuple[int, Row | BadRow]]) -> Iterator[Entry | Refusal]:
     """Yield one entry a record."""
+
     def one(row_number: int, row: Row) -> Iterator[Entry]:
         if "messages" in row:
             yield Entry(row_number, _record(row, Prompt))

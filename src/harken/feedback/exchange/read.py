@@ -10,8 +10,8 @@ from typing import Literal, assert_never, get_args
 from harken.artifacts import artifact_digest
 from harken.errors import DataError, UsageError
 from harken.feedback.exchange import (
-    argilla,
     arena,
+    argilla,
     helpsteer,
     hh_rlhf,
     label_studio,
@@ -98,7 +98,7 @@ def open_data(reading: Reading, format: Format | None = None) -> Data:
     if found is None:
         keys = ", ".join(sorted(good[0])[:12])
         raise DataError(
-            f"{path}: no known format: its first row has {keys}; name the columns with --map, as in --map prompt=question, "
+            f"{path}: no known format: its first row has {keys}; name columns with --map, as in --map prompt=question, "
             f"or the format: {', '.join(FORMATS)}"
         )
     unused = {"--labeling-config": reading.labeling_config is not None, "--buckets": bool(reading.buckets)}
@@ -133,9 +133,7 @@ def _is_transcript(value: object) -> bool:
     return isinstance(value, str) and value.startswith("\n\nHuman:")
 
 
-def read_as(
-    format: Format, rows: Iterable[tuple[int, Row | BadRow]], reading: Reading
-) -> Iterator[Entry | Refusal]:
+def read_as(format: Format, rows: Iterable[tuple[int, Row | BadRow]], reading: Reading) -> Iterator[Entry | Refusal]:
     """Yield the entries of rows in one format."""
     match format:
         case "harken":

@@ -192,9 +192,9 @@ def _line_rows(path: Path, file: BinaryIO) -> Iterator[tuple[int, Row | BadRow]]
             row = parse_json(line.decode())
         except BadRow as problem:
             if number == 1 and line.strip() == b"{":
-                raise DataError(f"{path}: one JSON object over many lines; expected one object a line, or a list") from (
-                    problem
-                )
+                raise DataError(
+                    f"{path}: one JSON object over many lines; expected one object a line, or a list"
+                ) from (problem)
             row = problem
         except UnicodeDecodeError as error:
             row = BadRow(f"not UTF-8 text (byte {error.start}); convert the file")
@@ -280,11 +280,15 @@ def _array_rows(path: Path, file: BinaryIO) -> Iterator[tuple[int, Row | BadRow]
             value, end = decoder.raw_decode(buffer, position)
             _check(buffer[position:end], value)
         except RecursionError as error:
-            raise DataError(f"{path}: row {number + 1}: brackets more than {MAX_DEPTH} deep; nothing was read") from error
+            raise DataError(
+                f"{path}: row {number + 1}: brackets more than {MAX_DEPTH} deep; nothing was read"
+            ) from error
         except ValueError as error:
             if is_end or len(buffer) - position > MAX_ROW:
                 what = "longer than 32 MB, or " if not is_end else ""
-                raise DataError(f"{path}: row {number + 1}: {what}bad JSON: {error}; expected a list of objects") from error
+                raise DataError(
+                    f"{path}: row {number + 1}: {what}bad JSON: {error}; expected a list of objects"
+                ) from error
             # Twice as much each time, so that a long row is not parsed anew for every piece.
             piece = file.read(max(_CHUNK, len(buffer) - position))
             is_end = not piece
@@ -338,5 +342,3 @@ def _decoded(path: Path, file: BinaryIO) -> Iterator[str]:
             yield line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
             raise DataError(f"{path}:{number}: not UTF-8 text (byte {error.start}); convert the file") from error
-
-

@@ -1,7 +1,7 @@
 """CSV and other tables, by the names of their columns; `--map NAME=COLUMN` gives other names.
 
-Comparisons: `prompt, completion_a, completion_b, winner` (a, b, left, right, 1, 2, tie, both_bad, unsure, skip, or the
-name in `model_a` or `model_b`), with `strength, judge, rationale, model_a, model_b, submitted_at, active_s` where known.
+Comparisons: `prompt, completion_a, completion_b, winner` (a, b, left, right, 1, 2, tie, both_bad, unsure, skip, or a
+name in `model_a` or `model_b`), with `strength, judge, rationale, model_a, model_b, submitted_at, active_s`.
 Ratings: `prompt, completion, rating` with `low` and `high` or `--scale`. The a side was shown first.
 """
 

@@ -1,7 +1,8 @@
 """TRL's forms, standard (texts) and conversational (lists of messages); OpenRLHF's and Harken's own plain rows.
 
 preference `prompt, chosen, rejected`; implicit preference `chosen, rejected`; unpaired `prompt, completion, label`;
-prompts `prompt`; completions `prompt, completion`; messages `messages`; text `text`; steps `prompt, completions, labels`.
+prompts `prompt`; completions `prompt, completion`; messages `messages`; text `text`; steps
+`prompt, completions, labels`.
 `margin` is read as the strength of a pair where it is a whole number from 0 to 3.
 """
 
@@ -82,7 +83,7 @@ def _entry(row_number: int, row: Row, reading: Reading) -> Entry:
         return _steps(row_number, row)
     if "label" in row:
         prompt = _prompt(row)
-        completion = make_completion(prompt, _answer(row["completion"] if "completion" in row else None, "completion"))
+        completion = make_completion(prompt, _answer(row.get("completion"), "completion"))
         label = row["label"]
         if not isinstance(label, bool) and label not in (0, 1):
             raise BadRow(f"label is {shown(label)}; expected true or false")

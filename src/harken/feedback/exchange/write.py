@@ -11,10 +11,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, assert_never, get_args
+from typing import Any, Literal, get_args
 
 from harken.artifacts import Manifest, atomic_file, manifest_path, sha256_file, write_records, write_text
-from harken.feedback.exchange import argilla, arena, hh_rlhf, helpsteer, oasst, table, trl
+from harken.feedback.exchange import arena, argilla, helpsteer, hh_rlhf, oasst, table, trl
 from harken.feedback.exchange.derive import demonstrations_of, pairs_of
 from harken.feedback.exchange.entry import BadRow, Entry, Row
 from harken.feedback.exchange.facts import ANSWERS, Fact, answer_fact, facts_of
@@ -48,12 +48,37 @@ Target = Literal[
 TARGETS: tuple[Target, ...] = get_args(Target)
 Ties = Literal["drop", "both-ways"]
 _DERIVED = frozenset({Fact.rankings, Fact.many})
-_MAKES_PAIRS: frozenset[Target] = frozenset(
-    {"hh-rlhf", "trl-preference", "trl-implicit", "openrlhf", "harken-pairs"}
-)
+_MAKES_PAIRS: frozenset[Target] = frozenset({"hh-rlhf", "trl-preference", "trl-implicit", "openrlhf", "harken-pairs"})
 _MAKES_DEMONSTRATIONS: frozenset[Target] = frozenset(
     {"trl-completions", "trl-messages", "trl-text", "harken-demonstrations"}
 )
+
+
+_FORMS: Mapping[Target, trl.Form] = {
+    "trl-preference": "preference",
+    "openrlhf": "preference",
+    "trl-implicit": "implicit",
+    "trl-unpaired": "unpaired",
+    "trl-prompts": "prompts",
+    "harken-prompts": "prompts",
+    "trl-completions": "completions",
+    "harken-demonstrations": "completions",
+    "trl-messages": "messages",
+    "trl-text": "text",
+    "trl-steps": "steps",
+}
+"""Formats that are TRL's, or hold the same -> its form."""
+_KEEPS: Mapping[Target, frozenset[Fact]] = {
+    **{target: trl.KEEPS[form] for target, form in _FORMS.items()},
+    "harken-pairs": trl.KEEPS["preference"] | {Fact.splits, Fact.soft},
+    "hh-rlhf": hh_rlhf.KEEPS,
+    "oasst": oasst.KEEPS,
+    "label-studio": LABEL_STUDIO_KEEPS,
+    "argilla": argilla.KEEPS,
+    "arena": arena.KEEPS,
+    "helpsteer": helpsteer.KEEPS,
+    "csv": table.KEEPS,
+}
 
 
 @dataclass(frozen=True)
@@ -78,39 +103,7 @@ class Plan:
 
 def keeps(target: Target) -> frozenset[Fact]:
     """Return the facts that come back when a file of the format is read."""
-    match target:
-        case "hh-rlhf":
-            return hh_rlhf.KEEPS
-        case "trl-preference" | "openrlhf":
-            return trl.KEEPS["preference"]
-        case "trl-implicit":
-            return trl.KEEPS["implicit"]
-        case "trl-unpaired":
-            return trl.KEEPS["unpaired"]
-        case "trl-prompts" | "harken-prompts":
-            return trl.KEEPS["prompts"]
-        case "trl-completions" | "trl-messages" | "harken-demonstrations":
-            return trl.KEEPS["completions"]
-        case "trl-text":
-            return trl.KEEPS["text"]
-        case "trl-steps":
-            return trl.KEEPS["steps"]
-        case "oasst":
-            return oasst.KEEPS
-        case "label-studio":
-            return LABEL_STUDIO_KEEPS
-        case "argilla":
-            return argilla.KEEPS
-        case "arena":
-            return arena.KEEPS
-        case "helpsteer":
-            return helpsteer.KEEPS
-        case "csv":
-            return table.KEEPS
-        case "harken-pairs":
-            return trl.KEEPS["preference"] | {Fact.splits, Fact.soft}
-        case _:
-            assert_never(target)
+    return _KEEPS[target]
 
 
 def plan(entries: Iterable[Entry], target: Target, style: Style) -> Plan:
@@ -270,22 +263,6 @@ def _row(entry: Entry, target: Target, style: Style, own: Written) -> list[Row]:
     match target:
         case "hh-rlhf":
             return hh_rlhf.write(entry)
-        case "trl-preference" | "openrlhf":
-            return trl.write(entry, "preference", texts=style.texts)
-        case "trl-implicit":
-            return trl.write(entry, "implicit", texts=style.texts)
-        case "trl-unpaired":
-            return trl.write(entry, "unpaired", texts=style.texts)
-        case "trl-prompts" | "harken-prompts":
-            return trl.write(entry, "prompts", texts=style.texts)
-        case "trl-completions" | "harken-demonstrations":
-            return trl.write(entry, "completions", texts=style.texts)
-        case "trl-messages":
-            return trl.write(entry, "messages", texts=style.texts)
-        case "trl-text":
-            return trl.write(entry, "text", texts=True)
-        case "trl-steps":
-            return trl.write(entry, "steps", texts=True)
         case "oasst":
             return oasst.write(entry)
         case "label-studio":
@@ -301,7 +278,7 @@ def _row(entry: Entry, target: Target, style: Style, own: Written) -> list[Row]:
         case "harken-pairs":
             return [{} for _ in pairs_of(entry)]
         case _:
-            assert_never(target)
+            return trl.write(entry, _FORMS[target], texts=style.texts)
 
 
 def grouped(entries: Iterable[Entry]) -> Iterator[Entry]:
