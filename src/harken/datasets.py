@@ -140,11 +140,16 @@ def read_pairs(
     """
     undecided: list[int] = []
     found: list[PreferencePair] = []
+    num_without = 0
     foreign = _foreign(path)
     for entry in () if foreign is None else _entries(foreign, notify):
+        before = len(found)
         for item in pairs_of(entry):
             undecided += [] if entry.split else [len(found)]
             found.append(item)
+        num_without += len(found) == before
+    if num_without:
+        notify(f"{path}: {num_without} entries give no pair: ties, other answers than comparisons, or empty texts")
     for where, row in () if foreign else _json_rows(path):
         is_record = isinstance(row.get("prompt"), dict)
         item = _record(where, row, PreferencePair) if is_record else _plain_pair(where, row)
