@@ -98,9 +98,11 @@ def test_training_reads_foreign_formats_and_says_what_it_left_out() -> None:
     assert told == ["hh.jsonl (hh-rlhf): 1 rows were left out, the prompts of chosen and rejected differ: row 3"]
     assert [item.completion.content for item in read_demonstrations(Path("votes.csv"))] == ["A", "B"]
     assert [prompt.messages[0].content for prompt in read_prompts(Path("votes.csv"))] == ["P"]
-    assert len(read_pairs(Path("votes.csv"))) == 2
+    told.clear()
+    assert len(read_pairs(Path("votes.csv"), told.append)) == 2
+    assert "1 entries give no pair: ties" in told[0]
+    write_rows(Path("typo.jsonl"), [{"prompt": "a", "chosen": "b", "rejected": "c", "strenght": 2}])
     with pytest.raises(DataError, match="unknown key"):
-        write_rows(Path("typo.jsonl"), [{"prompt": "a", "chosen": "b", "rejected": "c", "strenght": 2}])
         read_pairs(Path("typo.jsonl"))
 
 
