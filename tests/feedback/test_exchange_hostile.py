@@ -49,7 +49,7 @@ def long_line(folder: Path) -> Path:
 
 def long_row(folder: Path) -> Path:
     path = folder / "long.json"
-    path.write_bytes(b'[{"prompt": "' + b"a" * (40 << 20) + b'"}]')
+    path.write_bytes(b'[{"prompt": "' + b"a" * (80 << 20) + b'"}]')
     return path
 
 
@@ -143,6 +143,13 @@ def test_a_deep_row_is_one_bad_row_and_the_others_are_read(tmp_path: Path) -> No
     assert [isinstance(row, BadRow) for _, row in found] == [False, True, True, True, True, False]
     assert "200 deep" in str(found[1][1])
     assert "200 deep" in str(found[2][1])
+
+
+def test_a_list_has_bad_rows_among_good_ones(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(b'[{"prompt": "a"}, {"prompt": "\\ud800"}, 3, {"a": ' + b"[" * 201 + b"]" * 201 + b"}, {}\n]")
+    found = list(read_rows(path))
+    assert [isinstance(row, BadRow) for _, row in found] == [False, True, True, True, False]
 
 
 def test_links_out_of_a_folder_are_refused(tmp_path: Path) -> None:

@@ -150,7 +150,7 @@ def make_judgment(
 ) -> Judgment:
     """Return a judgment whose id is made from its content and `key`, such as the row's number."""
     own = tuple(completion.id for completion in shown)
-    values = {"answer": answer.model_dump(mode="json"), "shown": own, "judge": judge.id, "rationale": rationale}
+    values = (answer.model_dump_json(), own, judge.id, rationale)
     return Judgment(
         id=content_id("judgment", key, prompt.id, values),
         judge=judge,

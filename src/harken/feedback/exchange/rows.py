@@ -272,34 +272,44 @@ def _array_rows(path: Path, file: BinaryIO) -> Iterator[tuple[int, Row | BadRow]
     buffer, position, number, is_end = "", 0, 0, False
     file.read(1)
     while True:
+        while position < len(buffer) and buffer[position] in " \t\r\n,":
+            position += 1
+        if buffer[position : position + 1] == "]":
+            return
         try:
-            while position < len(buffer) and buffer[position] in " \t\r\n,":
-                position += 1
-            if buffer[position : position + 1] == "]":
-                return
             value, end = decoder.raw_decode(buffer, position)
-            _check(buffer[position:end], value)
         except RecursionError as error:
-            raise DataError(
-                f"{path}: row {number + 1}: brackets more than {MAX_DEPTH} deep; nothing was read"
-            ) from error
+            raise DataError(f"{path}: row {number + 1}: brackets more than {MAX_DEPTH} deep") from error
         except ValueError as error:
-            if is_end or len(buffer) - position > MAX_ROW:
-                what = "longer than 32 MB, or " if not is_end else ""
-                raise DataError(
-                    f"{path}: row {number + 1}: {what}bad JSON: {error}; expected a list of objects"
-                ) from error
-            # Twice as much each time, so that a long row is not parsed anew for every piece.
-            piece = file.read(max(_CHUNK, len(buffer) - position))
-            is_end = not piece
-            try:
-                buffer, position = buffer[position:] + texts.decode(piece, is_end), 0
-            except UnicodeDecodeError as problem:
-                raise DataError(f"{path}: row {number + 1}: not UTF-8 text; convert the file") from problem
+            if is_end:
+                raise DataError(f"{path}: row {number + 1}: bad JSON: {error}; expected a list of objects") from error
+            end = len(buffer)
         else:
             number += 1
+            yield number, _checked(buffer[position:end], value)
             position = end
-            yield number, _object(value)
+            continue
+        if end - position > MAX_ROW:
+            raise DataError(
+                f"{path}: row {number + 1}: longer than {MAX_ROW >> 20} MB, or bad JSON; nothing more is read"
+            )
+        # Twice as much each time, so that a long row is not parsed anew for every piece.
+        piece = file.read(min(MAX_ROW, max(_CHUNK, end - position)))
+        is_end = not piece
+        try:
+            buffer, position = buffer[position:] + texts.decode(piece, is_end), 0
+        except UnicodeDecodeError as problem:
+            raise DataError(f"{path}: row {number + 1}: not UTF-8 text; convert the file") from problem
+
+
+def _checked(text: str, value: object) -> Row | BadRow:
+    try:
+        _check(text, value)
+    except RecursionError:
+        return BadRow(f"brackets more than {MAX_DEPTH} deep")
+    except ValueError as error:
+        return BadRow(f"bad JSON: {error}")
+    return BadRow(f"the row is longer than {MAX_ROW >> 20} MB") if len(text) > MAX_ROW else _object(value)
 
 
 def _table_rows(path: Path, file: BinaryIO) -> Iterator[tuple[int, Row | BadRow]]:

@@ -52,6 +52,7 @@ COLUMNS = (
     *("prompt", "completion_a", "completion_b", "winner", "strength", "completion", "axis", "rating", "low", "high"),
     *("judge", "judge_kind", "rationale", "model_a", "model_b", "shown_at", "submitted_at", "active_s", "guideline"),
 )
+_KNOWN = frozenset(COLUMNS)
 _SIDES = {"a": 0, "left": 0, "1": 0, "model_a": 0, "b": 1, "right": 1, "2": 1, "model_b": 1}
 _OUTCOMES = ("tie", "both_bad", "unsure", "skip")
 _FORMULA = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
@@ -62,7 +63,7 @@ def read(rows: Iterable[tuple[int, Row | BadRow]], reading: Reading) -> Iterator
     """Yield one entry a row."""
 
     def one(row_number: int, row: Row) -> Iterator[Entry]:
-        if set(row) <= set(COLUMNS) and reading.path.suffix != ".parquet":
+        if row.keys() <= _KNOWN and reading.path.suffix != ".parquet":
             row = {key: plain_cell(value) for key, value in row.items()}
         yield _entry(row_number, {key: value for key, value in row.items() if value not in ("", None)}, reading)
 
@@ -76,7 +77,7 @@ def safe_cell(value: object) -> object:
 
 def plain_cell(value: Any) -> Any:
     """Undo `safe_cell`."""
-    return value[1:] if isinstance(value, str) and _QUOTED.match(value) else value
+    return value[1:] if isinstance(value, str) and value[:1] == "'" and _QUOTED.match(value) else value
 
 
 def _entry(row_number: int, row: Row, reading: Reading) -> Entry:
