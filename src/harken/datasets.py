@@ -196,7 +196,7 @@ def _foreign(path: Path) -> Data | None:
 def _is_plain(row: Row) -> bool:
     """Say whether a row is one of Harken's own plain rows, where a key too much is a mistake to report."""
     has_messages = any(isinstance(row.get(key), list) for key in ("chosen", "rejected", "completion"))
-    is_other = {"completion_a", "rating"} & set(row) or sniff(row) not in ("trl", "csv")
+    is_other = {"completion_a", "rating"} & set(row) or sniff(dict(row)) not in ("trl", "csv")
     return "prompt" in row and not has_messages and not is_other
 
 

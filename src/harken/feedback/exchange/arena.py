@@ -7,7 +7,7 @@ that was judged.
 import datetime
 import json
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from harken.feedback.exchange.entry import (
     BadRow,
@@ -117,14 +117,16 @@ def _winner(value: str) -> tuple[_Outcome, int]:
 def _judge(row: Row, row_number: int) -> Judge:
     name: Any = row.get("judge") or row.get("judge_hash")
     if isinstance(name, list) or str(name).startswith(("gpt", "claude")):
-        parts: list[Any] = name if isinstance(name, list) else [name]
+        parts = cast(list[object], name) if isinstance(name, list) else [name]
         return Judge(id=" ".join(str(part) for part in parts), kind="model")
     if name is None:
         return Judge(id=f"visitor-{row.get('question_id', row.get('id', row_number))}", kind="person")
-    for prefix, kind in ((_MODEL_JUDGE, "model"), (_RULE_JUDGE, "rule")):
-        if str(name).startswith(prefix):
-            return Judge(id=str(name).removeprefix(prefix), kind=kind)
-    return Judge(id=str(name), kind="person")
+    own = str(name)
+    if own.startswith(_MODEL_JUDGE):
+        return Judge(id=own.removeprefix(_MODEL_JUDGE), kind="model")
+    if own.startswith(_RULE_JUDGE):
+        return Judge(id=own.removeprefix(_RULE_JUDGE), kind="rule")
+    return Judge(id=own, kind="person")
 
 
 def _time(value: object) -> str | None:
@@ -148,8 +150,9 @@ def write(entry: Entry) -> list[Row]:
         row: Row = {"question_id": judgment.id}
         for letter, one in zip("ab", both, strict=True):
             row |= {f"model_{letter}": one.model, f"conversation_{letter}": [*said, one.message.model_dump()]}
-        sides = {None: "tie (bothbad)" if answer.outcome == "both_bad" else "tie"}
-        row["winner"] = sides.get(answer.winner) or f"model_{'ab'[judgment.shown.index(str(answer.winner))]}"
+        row["winner"] = "tie (bothbad)" if answer.outcome == "both_bad" else "tie"
+        if answer.winner is not None:
+            row["winner"] = f"model_{'ab'[judgment.shown.index(answer.winner)]}"
         rows.append({**row, **_written_judge(judgment), "tstamp": judgment.timing.submitted_at})
     return rows
 

@@ -221,12 +221,13 @@ class _Record:
         if question in ("ranking", "rank") or any(isinstance(item, str) or "rank" in item for item in values):
             ranks: dict[str, int] = {}
             for item in values:
-                rank: Any = as_dict(item, "a ranked response").get("rank") if isinstance(item, dict) else None
+                own: Row = cast(Row, item) if isinstance(item, dict) else {}
+                rank: Any = own.get("rank")
                 if not isinstance(rank, int):
                     raise BadRow(_LOST_RANKS, "incomplete")
-                field = self._of_field.get(str(item["value"]))
+                field = self._of_field.get(str(own.get("value")))
                 if field is None:
-                    raise BadRow(f"the ranking names {shown(item['value'])}, which is no response field")
+                    raise BadRow(f"the ranking names {shown(own.get('value'))}, which is no response field")
                 ranks[field.id] = rank
             return RankingAnswer(ranks=ranks)
         name = self._only(question).id

@@ -42,8 +42,9 @@ def _won(entry: Entry) -> Iterator[tuple[Judgment, Completion, Completion, Stren
                 if name != answer.winner:
                     yield judgment, by_id[answer.winner], by_id[name], answer.strength
         elif isinstance(answer, RankingAnswer):
-            for one, other in combinations(sorted(answer.ranks, key=lambda name: answer.ranks[name]), 2):
-                if answer.ranks[one] < answer.ranks[other]:
+            ranks = answer.ranks
+            for one, other in combinations(sorted(ranks, key=lambda name: ranks[name]), 2):
+                if ranks[one] < ranks[other]:
                     yield judgment, by_id[one], by_id[other], None
 
 

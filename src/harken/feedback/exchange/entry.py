@@ -14,6 +14,7 @@ from typing import Any, Literal, cast
 from pydantic import ValidationError
 
 from harken.artifacts import first_problem
+from harken.errors import HarkenError
 from harken.records import (
     Answer,
     Comparison,
@@ -115,6 +116,11 @@ def each(
             yield Refusal(number, problem.cause, str(problem))
         except ValidationError as error:
             yield Refusal(number, "bad row", first_problem(error))
+        except HarkenError:
+            raise
+        except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
+            # Anything may stand anywhere in a stranger's row.
+            yield Refusal(number, "bad row", f"not of this format: {type(error).__name__}: {str(error)[:80]}")
         else:
             yield from found
 
@@ -204,8 +210,8 @@ def messages(value: object, what: str) -> tuple[Message, ...]:
     Raises:
         BadRow: anything else; or parts that are not text.
     """
-    if not isinstance(value, list) or not value:
-        raise BadRow(f"{what} is {shown(value)}; expected a list of messages")
+    if not value or not isinstance(value, list):
+        raise BadRow(f"{what} is {str(value)[:40]!r}; expected a list of messages")
     found: list[Message] = []
     for item in cast(list[object], value):
         one = as_dict(item, f"a message of {what}")

@@ -79,7 +79,7 @@ def _graded(row_number: int, row: Row, reading: Reading) -> Entry:
         reading.note("the file does not say which person gave which preference: each has a judge of its own")
     else:
         own = {"score": row.get("overall_preference")}
-        judgments = _judged(row_number, prompt, both, own, OVERALL)
+        judgments = list(_judged(row_number, prompt, both, own, OVERALL))
     return Entry(row_number, prompt, tuple(both), tuple(judgments))
 
 

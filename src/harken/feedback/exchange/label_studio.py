@@ -7,7 +7,7 @@ the file as `NAME.config.xml`, or named. The minimal export (JSON_MIN, CSV) is r
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from harken.errors import DataError
 from harken.feedback.exchange.entry import (
@@ -212,7 +212,7 @@ class _Task:
                     said.choice = STRENGTHS[chosen]
             case "textarea":
                 lines = value.get("text")
-                written = "\n".join(str(line) for line in lines) if isinstance(lines, list) else str(lines)
+                written = "\n".join(map(str, cast(list[object], lines))) if isinstance(lines, list) else str(lines)
                 self._text(control, about, written, said)
             case other:
                 self._reading.note(f"result of type {other!r} is not used")
@@ -224,7 +224,7 @@ class _Task:
             self._reading.note(f"choice {chosen!r} of {control!r} is not used")
 
     def _ranker(self, value: object, control: str, said: _Said) -> None:
-        lists: dict[str, Any] = as_dict(value, "ranker") if isinstance(value, dict) else {control: value}
+        lists = cast(Row, value) if isinstance(value, dict) else {control: value}
         names = {bucket: [str(name) for name in as_list(items, "a ranked list")] for bucket, items in lists.items()}
         if len(names) > 1 and self._reading.buckets:
             if missing := set(names) - set(self._reading.buckets):
@@ -301,9 +301,9 @@ def _code_points(content: str, value: Row) -> tuple[int, int]:
 
 def _person(own: Row) -> Judge:
     """Return an annotation's judge; an e-mail address becomes a pseudonym."""
-    by: Any = own.get("completed_by")
+    by: object = own.get("completed_by")
     if isinstance(by, dict):
-        who = as_dict(by, "completed_by")
+        who = cast(Row, by)
         by = who.get("id") if who.get("id") is not None else content_id("label-studio", who.get("email"))
     if by is None:
         return Judge(id=f"annotation-{own.get('id')}", kind="person")

@@ -94,7 +94,7 @@ def open_data(reading: Reading, format: Format | None = None) -> Data:
     good = [row for row in first if not isinstance(row, BadRow)]
     if not good:
         raise DataError(f"{path}: the first {len(first)} rows cannot be read: {first[0]}")
-    found = format or next((name for name in map(sniff, good) if name is not None), None)
+    found: Format | None = format or next((name for name in map(sniff, good) if name is not None), None)
     if found is None:
         keys = ", ".join(sorted(good[0])[:12])
         raise DataError(

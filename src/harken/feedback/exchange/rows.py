@@ -106,7 +106,7 @@ def open_unpacked(path: Path) -> Generator[io.BufferedReader]:
     size = path.stat().st_size
     try:
         with contextlib.ExitStack() as stack:
-            raw: IO[bytes] = stack.enter_context(path.open("rb"))
+            raw = stack.enter_context(path.open("rb"))
             magic = raw.read(4)
             raw.seek(0)
             if magic.startswith(b"\x1f\x8b"):
@@ -116,7 +116,7 @@ def open_unpacked(path: Path) -> Generator[io.BufferedReader]:
             elif magic == b"PAR1":
                 raise DataError(f"{path}: a Parquet file; give it a name that ends in .parquet")
             else:
-                yield cast(io.BufferedReader, raw)
+                yield raw
                 return
             yield io.BufferedReader(_Unpacked(path, packed, size), _CHUNK)
     except (gzip.BadGzipFile, zipfile.BadZipFile, zlib.error, EOFError) as error:

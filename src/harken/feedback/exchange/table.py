@@ -201,7 +201,7 @@ def _cells(judgment: Judgment, by_id: dict[str, Completion]) -> Row:
             side = "" if answer.winner is None else "ab"[judgment.shown.index(answer.winner)]
             cells["winner"] = side or answer.outcome
             cells["strength"] = "" if answer.strength is None else str(answer.strength)
-        case Rating() if len(both) == len(answer.axes) == 1:
+        case Rating() if len(answer.axes) == 1 and len(both) == 1:
             ((name, axis),) = answer.axes.items()
             cells |= {"completion": both[0].message.content, "model_a": both[0].model, "axis": name}
             cells |= {"rating": repr(axis.value), "low": repr(axis.low), "high": repr(axis.high)}
