@@ -170,7 +170,7 @@ def write(entry: Entry) -> list[Row]:
     by_id = {one.id: one for one in entry.completions}
     said = entry.prompt.messages
     prompt = said[0].content
-    if len(said) > 1 or said[0].role != "user" or prompt.startswith('[{"role"'):
+    if said[1:] or said[0].role != "user" or prompt.startswith('[{"role"'):
         prompt = json.dumps([one.model_dump() for one in said], ensure_ascii=False)
     rows = [
         {**dict.fromkeys(COLUMNS, ""), "prompt": prompt, **_cells(judgment, by_id)}
