@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 from harken.cli_bench import bench, plan
 from harken.cli_collect import agreement, export, import_feedback, status
 from harken.cli_common import examples
+from harken.cli_data import check, convert
 from harken.cli_doctor import doctor
 from harken.cli_loop import demo, init, report, run
 from harken.cli_preference import cpo, dpo, ipo, kto, online_dpo, orpo, simpo
@@ -27,7 +28,13 @@ from harken.errors import HarkenError
 INTERRUPTED = 130
 """What typer returns after Ctrl-C."""
 
-EXTRAS = {"sqlalchemy": "collect", "matplotlib": "report", "vaderSentiment": "demo"}
+EXTRAS = {
+    "sqlalchemy": "collect",
+    "pyarrow": "parquet",
+    "datasets": "hub",
+    "matplotlib": "report",
+    "vaderSentiment": "demo",
+}
 """Optional package -> the extra that brings it."""
 
 ORDER = ("demo", "run", "init", "generate", "collect")
@@ -64,6 +71,12 @@ collect_app = typer.Typer(
     rich_markup_mode=None,
 )
 
+data_app = typer.Typer(
+    help="What data files hold, and other formats.",
+    epilog=examples("harken data check pairs.jsonl"),
+    rich_markup_mode=None,
+)
+
 app.command(
     epilog=examples(
         "harken demo",
@@ -91,11 +104,18 @@ collect_app.command(
     "import",
     epilog=examples(
         "harken collect import --store sqlite:///f.db reviews:movie",
-        "harken collect import --store sqlite:///f.db \\",
-        "    --format harken out/export",
+        "harken collect import --store sqlite:///f.db out/export",
+        "harken collect import --store sqlite:///f.db --format csv \\",
+        "    --map completion_a=first --map completion_b=second votes.csv",
     ),
 )(import_feedback)
-collect_app.command(epilog=examples("harken collect export --store sqlite:///f.db --out out/export"))(export)
+collect_app.command(
+    epilog=examples(
+        "harken collect export --store sqlite:///f.db --out out/export",
+        "harken collect export --store sqlite:///f.db \\",
+        "    --format trl-preference --out pairs.jsonl --accept-loss",
+    )
+)(export)
 collect_app.command(epilog=examples("harken collect status --store sqlite:///f.db"))(status)
 collect_app.command(
     epilog=examples(
@@ -103,6 +123,20 @@ collect_app.command(
         "harken collect agreement --store sqlite:///f.db --json",
     )
 )(agreement)
+app.add_typer(data_app, name="data")
+data_app.command(
+    epilog=examples(
+        "harken data check pairs.jsonl",
+        "harken data check train.jsonl.gz test.jsonl.gz --json",
+        "harken data check hub:owner/name#train --model smollm2",
+    )
+)(check)
+data_app.command(
+    epilog=examples(
+        "harken data convert hh.jsonl.gz --to trl-preference --out pairs.jsonl",
+        "harken data convert out/export --to csv --out votes.csv --accept-loss",
+    )
+)(convert)
 app.command(
     epilog=examples(
         "harken preferences out/export --out pairs.jsonl",

@@ -1,12 +1,30 @@
 """Commands for feedback: `harken collect import | export | status | agreement`. None of them loads torch."""
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from harken.cli_common import JsonOption, interval, reporter, show, show_json, table
+from harken.cli_common import (
+    BucketsOption,
+    FileOptions,
+    JsonOption,
+    LabelingOption,
+    MapOption,
+    ScaleOption,
+    interval,
+    open_file,
+    reporter,
+    show,
+    show_json,
+    table,
+)
+from harken.cli_data import AcceptOption, TextsOption, Ties, TiesOption, write_entries
+
+if TYPE_CHECKING:
+    from harken.feedback.exchange.read import Data
+    from harken.feedback.store import FeedbackStore
+    from harken.feedback.store.store import AddedCounts
 
 StoreOption = Annotated[
     str,
@@ -14,39 +32,44 @@ StoreOption = Annotated[
 ]
 
 
-class Format(StrEnum):
-    """Feedback formats that can be imported."""
-
-    ratings = "ratings"
-    harken = "harken"
-
-
 def import_feedback(
     path: Annotated[
-        str, typer.Argument(metavar="PATH", help="File or folder; reviews:movie and the like are fetched.")
+        str,
+        typer.Argument(metavar="PATH", help="File or folder; hub:OWNER/NAME and reviews:movie are fetched."),
     ],
     store: StoreOption,
     format: Annotated[
-        Format,
+        str | None,
         typer.Option(
             "--format",
             metavar="FORMAT",
-            help="ratings: texts with ratings by people; harken: a folder made by export.",
+            help="ratings, harken (a folder made by export), or one that `harken data check` knows; else found out.",
         ),
-    ] = Format.ratings,
+    ] = None,
+    renamed: MapOption = None,
+    scale: ScaleOption = None,
+    labeling_config: LabelingOption = None,
+    buckets: BucketsOption = None,
 ) -> None:
     """Add judgments to a store, which is made if it is not there.
 
-    Importing the same data again adds nothing. What is odd in the data is said, one line each.
+    Importing the same data again adds nothing. What is odd in the data is said, one line each; rows that cannot be used
+    are left out, counted, and named.
     """
-    from harken.feedback.exchange.find import read_feedback
+    from harken.feedback.exchange.find import foreign, read_feedback
     from harken.feedback.store import FeedbackStore
 
     say = reporter().say
-    imported = read_feedback(format.value, path, say)
-    with FeedbackStore.open(store) as opened:
-        added = opened.add(imported.prompts, imported.completions, imported.judgments, source=imported.source)
-    for note in imported.notes:
+    own = foreign(path, format)
+    if own is None:
+        data = open_file(path, FileOptions(format, renamed, scale, labeling_config, buckets))
+        notes, added = _import_parts(data, store)
+    else:
+        imported = read_feedback(own, path, say)
+        notes = imported.notes
+        with FeedbackStore.open(store) as opened:
+            added = opened.add(imported.prompts, imported.completions, imported.judgments, source=imported.source)
+    for note in notes:
         say(f"note: {note}")
     show(
         f"added {added.prompts} prompts, {added.completions} completions, {added.judgments} judgments; "
@@ -54,17 +77,51 @@ def import_feedback(
     )
 
 
+def _import_parts(data: "Data", store: str) -> "tuple[tuple[str, ...], AddedCounts]":
+    from harken.feedback.exchange.importing import Importing
+    from harken.feedback.store import FeedbackStore
+
+    importing = Importing(data)
+    with reporter().counting("import", "judgments") as tell, FeedbackStore.open(store) as opened:
+        added = opened.add_parts(importing.parts(tell), source=importing.source)
+    return importing.notes(), added
+
+
 def export(
     store: StoreOption,
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write; files in it are replaced.")],
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Folder to write (a file with --format); what is there goes.")
+    ],
+    format: Annotated[
+        str, typer.Option("--format", metavar="FORMAT", help="harken, or one that `harken data convert` writes.")
+    ] = "harken",
+    texts: TextsOption = False,
+    ties: TiesOption = Ties.drop,
+    accept_loss: AcceptOption = False,
 ) -> None:
-    """Write everything in a store as hashed records that `harken preferences` reads."""
+    """Write everything in a store as hashed records that `harken preferences` reads, or in another format.
+
+    What another format cannot hold is said before anything is written, and needs --accept-loss.
+    """
     from harken.feedback.store import FeedbackStore
 
     with FeedbackStore.open(store, create=False) as opened:
+        if format != "harken":
+            _export_format(opened, out, format, texts=texts, ties=ties, accept_loss=accept_loss)
+            return
         manifest = opened.export(out)
     counts = ", ".join(f"{count} {name}" for name, count in manifest.info["counts"].items())
     show(f"{out}: {counts}")
+
+
+def _export_format(
+    opened: "FeedbackStore", out: Path, format: str, *, texts: bool, ties: Ties, accept_loss: bool
+) -> None:
+    from harken.feedback.exchange.own import entries_of
+
+    entries = list(entries_of(opened.prompts(), opened.completions(), opened.judgments()))
+    info = {"source": opened.path.name}
+    write_entries(entries, out, format, texts=texts, ties=ties, accept_loss=accept_loss, info=info)
 
 
 def status(store: StoreOption, as_json: JsonOption = False) -> None:

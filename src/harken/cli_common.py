@@ -3,6 +3,7 @@
 import contextlib
 import os
 from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -10,6 +11,7 @@ import typer
 
 if TYPE_CHECKING:
     from harken.config import Config
+    from harken.feedback.exchange.read import Data
     from harken.progress import Reporter
 
 ConfigT = TypeVar("ConfigT", bound="Config")
@@ -46,6 +48,26 @@ RewardsOption = Annotated[
         help="Reward model folder, file.py:function, lexicon, or an http(s) address; WEIGHT*R for a weight. Several "
         "are added up.",
     ),
+]
+FormatOption = Annotated[
+    str | None,
+    typer.Option("--format", metavar="FORMAT", help="Format of the file, where it is not to be found out."),
+]
+MapOption = Annotated[
+    list[str] | None,
+    typer.Option("--map", metavar="NAME=COLUMN", help="Read a column under another name, as in prompt=question."),
+]
+ScaleOption = Annotated[
+    list[str] | None,
+    typer.Option("--scale", metavar="AXIS=LOW:HIGH", help="Scale of ratings, where the file does not say."),
+]
+LabelingOption = Annotated[
+    Path | None,
+    typer.Option("--labeling-config", metavar="F", help="Label Studio: the project's labeling config (XML)."),
+]
+BucketsOption = Annotated[
+    str | None,
+    typer.Option("--buckets", metavar="A,B,...", help="Label Studio: buckets of a ranker, from best to worst."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
 
@@ -168,3 +190,58 @@ def digest(source: str | Path) -> str:
     from harken.artifacts import artifact_digest
 
     return artifact_digest(Path(source)) if Path(source).exists() else str(source)
+
+
+@dataclass(frozen=True)
+class FileOptions:
+    """What the command line says about a file in a foreign format."""
+
+    format: str | None = None
+    renamed: Sequence[str] | None = None
+    scales: Sequence[str] | None = None
+    labeling_config: Path | None = None
+    buckets: str | None = None
+
+
+def open_file(path: str, options: FileOptions) -> "Data":
+    """Find out what a file of feedback or training data is.
+
+    Raises:
+        UsageError: an option that is not of its form.
+        DataError: the file cannot be read, or is of no known format.
+    """
+    from typing import cast
+
+    from harken.errors import UsageError
+    from harken.feedback.exchange.entry import Reading
+    from harken.feedback.exchange.read import FORMATS, Format, open_data
+
+    if options.format is not None and options.format not in FORMATS:
+        raise UsageError(f"--format {options.format!r}: no such format; there are {', '.join(FORMATS)}")
+    scales: dict[str, tuple[float, float]] = {}
+    for axis, value in _named("--scale", options.scales, "AXIS=LOW:HIGH"):
+        low, _, high = value.partition(":")
+        try:
+            scales[axis] = (float(low), float(high))
+        except ValueError as error:
+            raise UsageError(f"--scale {axis}={value}: expected AXIS=LOW:HIGH, as in quality=1:5") from error
+    reading = Reading(
+        Path(path),
+        renamed=dict(_named("--map", options.renamed, "NAME=COLUMN")),
+        scales=scales,
+        labeling_config=options.labeling_config,
+        buckets=tuple(options.buckets.split(",")) if options.buckets else (),
+    )
+    return open_data(reading, cast(Format | None, options.format))
+
+
+def _named(option: str, values: Sequence[str] | None, form: str) -> list[tuple[str, str]]:
+    from harken.errors import UsageError
+
+    found: list[tuple[str, str]] = []
+    for value in values or ():
+        name, sign, rest = value.partition("=")
+        if not (name and sign and rest):
+            raise UsageError(f"{option} {value}: expected {form}")
+        found.append((name, rest))
+    return found

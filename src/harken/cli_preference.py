@@ -126,7 +126,7 @@ def _train(asked: "DpoConfig", model: str, data: Path, out: Path) -> None:
     from harken.datasets import holds_pairs, read_labeled, read_pairs
 
     can_be_labeled = asked.loss.kind == "kto" and not holds_pairs(data)
-    records = read_labeled(data) if can_be_labeled else read_pairs(data)
+    records = read_labeled(data) if can_be_labeled else read_pairs(data, reporter().say)
     from harken.policy.preference import dpo as train
 
     with run_folder(out):
@@ -160,7 +160,7 @@ def online_dpo(
     from harken.datasets import read_prompts
 
     asked = settings(OnlineDpoConfig, config, changes)
-    records = read_prompts(prompts)
+    records = read_prompts(prompts, reporter().say)
     from harken.policy.online_dpo import online_dpo as train
     from harken.reward.functions import load_reward
 

@@ -53,7 +53,7 @@ def generate(
 
     overrides = [*(changes or ()), *([] if n is None else [f"completions_per_prompt={n}"])]
     asked = settings(GenerateConfig, config, overrides)
-    records = read_prompts(prompts)
+    records = read_prompts(prompts, reporter().say)
     check_out_file(out)
     from harken.artifacts import write_records
     from harken.generate.sampling import generate as draw
@@ -135,7 +135,7 @@ def sft(
     from harken.datasets import read_demonstrations
 
     asked = settings(SftConfig, config, changes)
-    demonstrations = read_demonstrations(data)
+    demonstrations = read_demonstrations(data, reporter().say)
     from harken.policy.sft import sft as train
 
     name = model_name(model)
@@ -166,8 +166,8 @@ def reward(
     from harken.datasets import read_pairs, read_prompts
 
     asked = settings(RewardConfig, config, changes)
-    pairs = read_pairs(data)
-    records = [] if prompts is None else read_prompts(prompts)
+    pairs = read_pairs(data, reporter().say)
+    records = [] if prompts is None else read_prompts(prompts, reporter().say)
     from harken.reward.train import train_reward
 
     name = model_name(model)
@@ -196,7 +196,7 @@ def ppo(
     from harken.datasets import read_prompts
 
     asked = settings(PpoConfig, config, changes)
-    records = read_prompts(prompts)
+    records = read_prompts(prompts, reporter().say)
     from harken.policy.ppo import ppo as train
     from harken.reward.functions import load_reward
 
@@ -294,7 +294,7 @@ def evaluate(
     from harken.datasets import read_prompts
 
     asked = settings(EvaluateConfig, config, changes)
-    records = read_prompts(prompts)
+    records = read_prompts(prompts, reporter().say)
     progress, name = reporter(), model_name(model)
     other = model_name(against) if against is not None else _started_from(name)
     progress.say(f"comparing {name} with {other}")

@@ -10,6 +10,9 @@ A file is JSON Lines, one object a line. Each object is one of Harken's records,
 A prompt is a text, or a list of messages {"role": ..., "content": ...}. Nothing is skipped: the first line that cannot
 be used is an error that names file and line.
 
+Files in any other format that `harken data check` knows are read, too (see `harken.feedback.exchange`). In those, rows
+that cannot be used are left out; how many, which and why is told through `notify`.
+
 Rows that do not say their split get one here: a fixed share is held out by a hash of the prompt, so all rows of one
 prompt are on one side and adding rows never moves others. Where all rows have the same prompt, the hash is of the
 completions instead.
@@ -25,6 +28,13 @@ from pydantic import ValidationError
 
 from harken.artifacts import first_problem, read_bytes, verify
 from harken.errors import DataError
+from harken.feedback.exchange.check import Problem
+from harken.feedback.exchange.derive import demonstrations_of, pairs_of
+from harken.feedback.exchange.entry import Entry, Reading
+from harken.feedback.exchange.importing import refusal_notes
+from harken.feedback.exchange.own import FILES, is_own
+from harken.feedback.exchange.read import Data, open_data, sniff
+from harken.feedback.exchange.rows import read_rows
 from harken.records import (
     Completion,
     Demonstration,
@@ -42,15 +52,29 @@ HELDOUT_FRACTION = 0.1
 RecordT = TypeVar("RecordT", bound=Record)
 SplitT = TypeVar("SplitT", Demonstration, PreferencePair, LabeledCompletion)
 Row = Mapping[str, Any]
+Notify = Callable[[str], None]
 
 
-def read_prompts(path: Path) -> list[Prompt]:
-    """Read prompts from JSON Lines (records, or rows {"prompt": ...}) or a .txt file with one prompt a line.
+def ignore(message: str) -> None:
+    """Take a notice and do nothing, where nobody wants to be told."""
+    del message
+
+
+def read_prompts(path: Path, notify: Notify = ignore) -> list[Prompt]:
+    """Read prompts: records, rows {"prompt": ...}, a .txt file with one a line, or a foreign format.
+
+    Args:
+        path: the file.
+        notify: called with one line for each reason for which rows of a foreign format were left out.
 
     Raises:
         DataError: the file cannot be read, a line is not a prompt, a prompt is empty, one id stands for two prompts, or
             there are none; the message names file and line.
     """
+    foreign = _foreign(path)
+    if foreign is not None:
+        unique = {entry.prompt.id: entry.prompt for entry in _entries(foreign, notify)}
+        return _some(path, list(unique.values()), '{"prompt": "..."}')
     prompts: dict[str, Prompt] = {}
     found: list[Prompt] = []
     for where, row in _prompt_rows(path):
@@ -61,11 +85,16 @@ def read_prompts(path: Path) -> list[Prompt]:
     return _some(path, found, '{"prompt": "..."}')
 
 
-def read_demonstrations(path: Path, *, heldout_fraction: float = HELDOUT_FRACTION) -> list[Demonstration]:
-    """Read demonstrations from JSON Lines: records, or rows {"prompt": ..., "completion": ...}.
+def read_demonstrations(
+    path: Path, notify: Notify = ignore, *, heldout_fraction: float = HELDOUT_FRACTION
+) -> list[Demonstration]:
+    """Read demonstrations from JSON Lines (records, or rows {"prompt": ..., "completion": ...}), or a foreign format.
+
+    Of a foreign format with judgments they are the completions that won or rank first, corrections and demonstrations.
 
     Args:
         path: the file.
+        notify: as in `read_prompts`.
         heldout_fraction: share of the rows without a split that is only measured, in [0, 1).
 
     Raises:
@@ -73,7 +102,12 @@ def read_demonstrations(path: Path, *, heldout_fraction: float = HELDOUT_FRACTIO
     """
     undecided: list[int] = []
     found: list[Demonstration] = []
-    for where, row in _json_rows(path):
+    foreign = _foreign(path)
+    for entry in () if foreign is None else _entries(foreign, notify):
+        for item in demonstrations_of(entry):
+            undecided += [] if entry.split else [len(found)]
+            found.append(item)
+    for where, row in () if foreign else _json_rows(path):
         if isinstance(row.get("prompt"), dict):
             item = _record(where, row, Demonstration)
         else:
@@ -91,11 +125,17 @@ def read_demonstrations(path: Path, *, heldout_fraction: float = HELDOUT_FRACTIO
     return _some(path, found, '{"prompt": "...", "completion": "..."}')
 
 
-def read_pairs(path: Path, *, heldout_fraction: float = HELDOUT_FRACTION) -> list[PreferencePair]:
-    """Read preference pairs from JSON Lines: records, or rows {"prompt": ..., "chosen": ..., "rejected": ...}.
+def read_pairs(
+    path: Path, notify: Notify = ignore, *, heldout_fraction: float = HELDOUT_FRACTION
+) -> list[PreferencePair]:
+    """Read preference pairs from JSON Lines (records, or rows {"prompt": ..., "chosen": ...}), or a foreign format.
+
+    Of a foreign format they are the comparisons that were won and all pairs of rankings, each judgment for itself;
+    `harken preferences` resolves what several judges said of the same completions.
 
     Args:
         path: the file.
+        notify: as in `read_prompts`.
         heldout_fraction: share of the rows without a split that is only measured, in [0, 1).
 
     Raises:
@@ -103,7 +143,17 @@ def read_pairs(path: Path, *, heldout_fraction: float = HELDOUT_FRACTION) -> lis
     """
     undecided: list[int] = []
     found: list[PreferencePair] = []
-    for where, row in _json_rows(path):
+    num_without = 0
+    foreign = _foreign(path)
+    for entry in () if foreign is None else _entries(foreign, notify):
+        before = len(found)
+        for item in pairs_of(entry):
+            undecided += [] if entry.split else [len(found)]
+            found.append(item)
+        num_without += len(found) == before
+    if num_without:
+        notify(f"{path}: {num_without} entries give no pair: ties, other answers than comparisons, or empty texts")
+    for where, row in () if foreign else _json_rows(path):
         is_record = isinstance(row.get("prompt"), dict)
         item = _record(where, row, PreferencePair) if is_record else _plain_pair(where, row)
         if "split" not in row:
@@ -162,6 +212,38 @@ def read_completions(path: Path, prompts: Sequence[Prompt]) -> list[tuple[Prompt
             )
         found.append((prompt, completion))
     return _some(path, found, "completions as `harken generate` writes them")
+
+
+def _foreign(path: Path) -> Data | None:
+    """Open a file of a foreign format; None for Harken's own rows and records, which are read line by line here."""
+    if path.is_dir() or path.suffix == ".txt":
+        return open_data(Reading(path)) if (path / FILES[2]).is_file() else None
+    if path.suffix != ".jsonl":
+        return open_data(Reading(path))
+    row: object = next((row for _, row in read_rows(path)), None)
+    if not isinstance(row, dict) or is_own(row) or _is_plain(row):
+        return None
+    format = sniff(row)
+    return None if format is None else Data(format, Reading(path))
+
+
+def _is_plain(row: Row) -> bool:
+    """Say whether a row is one of Harken's own plain rows, where a key too much is a mistake to report."""
+    has_messages = any(isinstance(row.get(key), list) for key in ("chosen", "rejected", "completion"))
+    is_other = {"completion_a", "rating"} & set(row) or sniff(dict(row)) not in ("trl", "csv")
+    return "prompt" in row and not has_messages and not is_other
+
+
+def _entries(data: Data, notify: Notify) -> Iterator[Entry]:
+    """Yield the entries of a file in a foreign format, and tell which rows were left out."""
+    refused: dict[str, Problem] = {}
+    for item in data:
+        if isinstance(item, Entry):
+            yield item
+        else:
+            refused.setdefault(item.message, Problem()).add(item.row)
+    for note in (*data.reading.noted(), *refusal_notes(refused)):
+        notify(f"{data.reading.path} ({data.format}): {note}")
 
 
 def _plain_pair(where: str, row: Row) -> PreferencePair:

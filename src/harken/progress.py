@@ -1,7 +1,8 @@
 """Progress for people: a bar in a terminal, plain lines elsewhere, nothing when not asked for."""
 
+import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 
 from rich.console import Console
 from rich.progress import (
@@ -54,6 +55,20 @@ class Reporter:
             yield from self._bar(steps, label, total, done, describe)
         else:
             yield from self._lines(steps, label, total, done, describe)
+
+    @contextlib.contextmanager
+    def counting(self, label: str, what: str) -> Generator[Callable[[int], None]]:
+        """Give a function to call with a count whose end is not known, and show it from time to time."""
+        started = shown = time.monotonic()
+
+        def tell(count: int) -> None:
+            nonlocal shown
+            now = time.monotonic()
+            if not self._quiet and now - shown >= (1.0 if self._console.is_terminal else PLAIN_INTERVAL_S):
+                self.say(f"{label}: {count} {what} after {now - started:.0f} s")
+                shown = now
+
+        yield tell
 
     def _bar(self, steps: Iterable[int], label: str, total: int, done: int, describe: Describe | None) -> Iterator[int]:
         columns = (

@@ -106,7 +106,7 @@ MISTAKES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "file that is no store": (("collect", "status", "--store", "sqlite:///pairs.jsonl"), ("not a Harken store",)),
     "unknown ratings": ((*IMPORT, "reviews:films"), ("reviews:films", "reviews:movie")),
     "no ratings there": ((*IMPORT, "folder"), ("folder: no ratings here",)),
-    "unknown format": ((*IMPORT, "ratings", "--format", "csv"), ("'csv'", "ratings")),
+    "unknown format": ((*IMPORT, "ratings", "--format", "cvs"), ("'cvs'", "csv")),
     "missing export": (("preferences", "none", "--out", "p.jsonl"), ("none: not a folder", "harken collect export")),
     "missing reward": ((*PPO, "--reward", "none"), ("--reward none", "file.py:function")),
     "folder that is no reward model": ((*PPO, "--reward", "folder"), ("no reward.json",)),
@@ -188,7 +188,7 @@ def test_a_folder_that_cannot_be_written_ends_with_1(here: Path) -> None:
 def test_a_mistake_of_our_own_ends_with_1_and_shows_its_place_only_when_asked(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(path: Path) -> None:
+    def broken(path: Path, notify: object) -> None:
         raise LookupError(f"lost {path}")
 
     monkeypatch.setattr(harken.datasets, "read_prompts", broken)

@@ -34,6 +34,7 @@ def test_all_commands_of_the_contract_are_there() -> None:
     stages |= {"ipo", "simpo", "orpo", "cpo", "kto", "online-dpo"}
     assert single == {"demo", "run", "init", "doctor", "bench", "plan"} | stages
     assert {path[1] for path in COMMANDS if path[0] == "collect"} >= {"import", "export", "status", "agreement"}
+    assert {path[1] for path in COMMANDS if path[0] == "data"} == {"check", "convert"}
 
 
 @pytest.mark.parametrize("path", COMMANDS, ids="-".join)

@@ -118,6 +118,20 @@ def read_model_config(name: str, notify: Notify = ignore) -> dict[str, Any]:
     return config.get_text_config().to_dict()
 
 
+def load_chat(name: str, *, chat: ChatConfig | None = None, notify: Notify = ignore) -> Chat:
+    """Return a model's tokenizer with its chat template, without reading its weights.
+
+    Stop tokens that only the model's generation config names are not known here.
+
+    Raises:
+        DataError: no such model, or its tokenizer cannot be read.
+    """
+    rendering = Chat(_tokenizer(*_locate(name, notify)), (chat or ChatConfig()).template)
+    if rendering.note:
+        notify(f"{name}: {rendering.note}")
+    return rendering
+
+
 def _locate(name: str, notify: Notify) -> tuple[str, str | None]:
     """Return (folder or hub id, GGUF file name or None)."""
     if name == "smollm2":

@@ -7,6 +7,9 @@ from typing import Literal
 from harken import assets
 from harken.errors import UsageError
 from harken.feedback.exchange.harken_folder import read_harken
+from harken.feedback.exchange.llmfao import VOTES
+from harken.feedback.exchange.own import FILES
+from harken.feedback.exchange.prism import CONVERSATIONS
 from harken.feedback.exchange.ratings import read_ratings
 from harken.feedback.source import Imported
 
@@ -17,6 +20,21 @@ REVIEW_FILES = {
     "tweets": "tweets",
 }
 """What may follow `reviews:` -> beginning of its files' names."""
+
+
+def foreign(path: str, format: str | None) -> Literal["ratings", "harken"] | None:
+    """Say which of the two formats of `read_feedback` a path is, or None for one of `harken.feedback.exchange.read`."""
+    if format in ("ratings", "harken"):
+        return format
+    if format is not None:
+        return None
+    where = Path(path)
+    if where.is_dir():
+        if (where / FILES[2]).exists():
+            return "harken"
+        return None if any((where / name).exists() for name in (VOTES, CONVERSATIONS)) else "ratings"
+    is_ratings = where.name.endswith("_GroundTruth.txt") or path.partition(":")[0] == "reviews"
+    return "ratings" if is_ratings else None
 
 
 def read_feedback(format: Literal["ratings", "harken"], path: str, notify: Callable[[str], None]) -> Imported:

@@ -61,7 +61,6 @@ class Adding:
             if rows:
                 self._connection.execute(tables.shown.insert(), rows)
             count += len(new)
-        self._check_superseded()
         return count
 
     def _insert(self, table: Table, chunk: list[RecordT], columns: Mapping[str, Mapping[str, Any]]) -> list[RecordT]:
@@ -115,7 +114,8 @@ class Adding:
                         f"completion {name!r} of prompt {prompt_id!r}; nothing was added"
                     )
 
-    def _check_superseded(self) -> None:
+    def check_superseded(self) -> None:
+        """Refuse judgments that replace one which is not there; called when all are added."""
         newer = tables.judgments
         older = newer.alias("older")
         query = (

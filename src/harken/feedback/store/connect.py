@@ -14,6 +14,8 @@ from harken.errors import DataError, StorageError
 from harken.feedback.store.tables import STORE_VERSION, metadata, store_info
 
 _BUSY_TIMEOUT_MS = 5000
+_CACHE_KB = 131072
+"""Pages of the file in memory: the indexes of a million judgments by id, which come in no order."""
 _WRITE = "harken_write"
 _URL_EXAMPLE = "expected sqlite:///PATH, for example sqlite:///feedback.db"
 
@@ -71,6 +73,7 @@ def _on_connect(connection: sqlite3.Connection, record: Any) -> None:
         "journal_mode=WAL",
         "foreign_keys=ON",
         "synchronous=FULL",
+        f"cache_size=-{_CACHE_KB}",
     ):
         connection.execute(f"PRAGMA {pragma}").close()
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +23,7 @@ from harken.records import Completion, Judgment, Prompt, Record
 _READ_CHUNK = 2000
 
 RecordT = TypeVar("RecordT", bound=Record)
+Part = tuple[Iterable[Prompt], Iterable[Completion], Iterable[Judgment]]
 
 
 @dataclass(frozen=True)
@@ -94,22 +95,39 @@ class FeedbackStore:
                 there.
             StorageError: the disk is full, or another process keeps the store locked.
         """
+        return self.add_parts([(prompts, completions, judgments)], source=lambda: source)
+
+    def add_parts(self, parts: Iterable[Part], *, source: Callable[[], ImportSource]) -> AddedCounts:
+        """Add records part by part, as a big file is read, in one transaction: all of them, or none.
+
+        Args:
+            parts: prompts, completions and judgments; what a part refers to is in it or in an earlier one.
+            source: called when all parts are read, as only then all notes are known.
+
+        Raises:
+            DataError: as `add`.
+            StorageError: as `add`.
+        """
+        num_prompts = num_completions = num_judgments = 0
         with database_errors(self.path), writing(self._engine) as connection:
             added = Adding(connection)
-            num_prompts = added.prompts(prompts)
-            num_completions = added.completions(completions)
-            num_judgments = added.judgments(judgments)
+            for prompts, completions, judgments in parts:
+                num_prompts += added.prompts(prompts)
+                num_completions += added.completions(completions)
+                num_judgments += added.judgments(judgments)
+            added.check_superseded()
+            stated = source()
             connection.execute(
                 tables.imports.insert().values(
                     created_at=utc_now(),
-                    format=source.format,
-                    name=source.name,
-                    sha256=source.sha256,
+                    format=stated.format,
+                    name=stated.name,
+                    sha256=stated.sha256,
                     num_prompts=num_prompts,
                     num_completions=num_completions,
                     num_judgments=num_judgments,
                     num_already_there=added.num_already_there,
-                    notes=json.dumps(source.notes, ensure_ascii=False),
+                    notes=json.dumps(stated.notes, ensure_ascii=False),
                 )
             )
         return AddedCounts(num_prompts, num_completions, num_judgments, added.num_already_there)
