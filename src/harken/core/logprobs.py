@@ -16,6 +16,9 @@ from harken.core.masking import true_rows
 LogitsFn = Callable[[Tensor], Tensor]
 """Output layer of a model: states (N, H) to logits (N, V)."""
 
+SupportFn = Callable[[Tensor], Tensor]
+"""States (N, H) to (N, V) bool, True = token may be drawn."""
+
 BLOCK = 128
 """Tokens whose mass is added up together when a token is drawn."""
 
@@ -63,6 +66,7 @@ def token_logprobs(
     temperature: float = 1.0,
     chunk_tokens: int = 1024,
     with_entropy: bool = False,
+    support_fn: SupportFn | None = None,
 ) -> TokenLogprobs:
     """Log-probability (and entropy) of every completion token, in chunks of tokens.
 
@@ -78,6 +82,8 @@ def token_logprobs(
         temperature: logits are divided by it, as in sampling; above zero.
         chunk_tokens: rows per call of ``logits_fn``, at least 1.
         with_entropy: also compute -sum p log p over the vocabulary, differentiable.
+        support_fn: which tokens may be drawn from a state; the softmax is over these and the token
+            that was drawn, which rounding may have put outside. None: all tokens.
 
     Returns:
         TokenLogprobs; the softmax is computed in fp32 (in fp64 for fp64 logits).
@@ -94,6 +100,9 @@ def token_logprobs(
 
     def one_chunk(chunk_states: Tensor, chunk_ids: Tensor) -> tuple[Tensor, Tensor]:
         logits = _tempered(logits_fn(chunk_states), temperature)
+        if support_fn is not None:
+            allowed = support_fn(chunk_states).scatter(1, chunk_ids[:, None], value=True)
+            logits = logits.masked_fill(~allowed, -torch.inf)
         return _gather_logprobs(logits, chunk_ids, with_entropy=with_entropy)
 
     logprob_chunks: list[Tensor] = []
@@ -146,6 +155,25 @@ def sampling_logprobs(logits_NV: Tensor, *, temperature: float, top_k: int, top_
         logprobs = logprobs.masked_fill(~_top_p_tokens(logprobs, top_p), -torch.inf)
         logprobs = logprobs.log_softmax(dim=-1)
     return logprobs
+
+
+def nucleus(logits_NV: Tensor, top_p: float) -> Tensor:
+    """Smallest set of tokens whose mass reaches ``top_p``: True = in it.
+
+    Args:
+        logits_NV: (N, V), any float type.
+        top_p: mass to keep, in (0, 1].
+
+    Returns:
+        (N, V) bool; the set of ``sampling_logprobs``.
+
+    Raises:
+        ValueError: if top_p is outside its range.
+
+    Source:
+        arXiv:1904.09751 eq. 2-3.
+    """
+    return sampling_logprobs(logits_NV, temperature=1.0, top_k=0, top_p=top_p) > -torch.inf
 
 
 def inverse_cdf_sample(logprobs_NV: Tensor, uniforms_N: Tensor) -> Tensor:

@@ -1,0 +1,132 @@
+"""Loss of implicit language Q-learning: what a token is worth, learned from completions that others wrote."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from harken.core.aggregate import LossOutput, check_denominator, check_same_shape, masked_sum, zero_outside
+
+
+def next_values(values: Tensor, completion_mask: Tensor) -> Tensor:
+    """Value of the state that each token leads to: the one read before the next token, 0 after the last.
+
+    Args:
+        values: (B, S), the value before each completion token; NaN outside the mask does not leak.
+        completion_mask: (B, S) bool, True = completion token; in each row one run of them.
+
+    Returns:
+        (B, S), zero where masked out.
+
+    Raises:
+        ValueError: if the shapes differ.
+    """
+    inside = zero_outside(values, completion_mask)
+    shifted = torch.cat([inside[:, 1:], torch.zeros_like(inside[:, :1])], dim=1)
+    return zero_outside(shifted, completion_mask)
+
+
+def expectile_loss(errors: Tensor, expectile: float) -> Tensor:
+    """Asymmetric square |expectile - 1[error < 0]| error^2 of each error.
+
+    The constant that minimizes its mean over x - constant is the expectile of x: the mean at 1/2, the maximum as the
+    expectile goes to 1.
+
+    Args:
+        errors: any shape.
+        expectile: in (0, 1).
+
+    Returns:
+        Tensor of the same shape.
+
+    Raises:
+        ValueError: if the expectile is outside (0, 1).
+
+    Source:
+        Implicit Q-learning, arXiv:2110.06169.
+    """
+    if not 0 < expectile < 1:
+        raise ValueError(f"expectile is {expectile}, expected a value in (0, 1)")
+    weight = torch.where(errors < 0, 1.0 - expectile, expectile)
+    return weight * errors.square()
+
+
+def ilql_loss(
+    q_values: Sequence[Tensor],
+    q_logprobs: Sequence[Tensor],
+    target_q_values: Sequence[Tensor],
+    values: Tensor,
+    rewards: Tensor,
+    policy_logprobs: Tensor,
+    completion_mask: Tensor,
+    *,
+    gamma: float,
+    expectile: float,
+    cql_coef: float,
+    awac_coef: float,
+    awac_beta: float,
+    denominator: float | Tensor,
+) -> LossOutput:
+    """Implicit language Q-learning, token mean: Q by one step, V by an expectile, the policy by weighted imitation.
+
+    Per token, with Qbar the least target Q of the token written and V' the value after it (without gradient):
+
+        sum_k (Q_k - (r + gamma V'))^2               Q learns the reward to come
+        + |expectile - 1[Qbar < V]| (Qbar - V)^2     V learns what the better tokens of the data are worth
+        - cql_coef sum_k log softmax(Q_k)(token)     Q of tokens that the data lack falls
+        - awac_coef exp(awac_beta (Qbar - V)) log pi(token)
+
+    Args:
+        q_values: of each of K heads (B, S), Q of the token written, with gradient.
+        q_logprobs: of each head (B, S), its log-softmax over the vocabulary at that token, with gradient.
+        target_q_values: of each head's slow copy (B, S); taken as constant.
+        values: (B, S), V read before the token, with gradient.
+        rewards: (B, S), taken as constant.
+        policy_logprobs: (B, S), nats, with gradient.
+        completion_mask: (B, S) bool, True = completion token; in each row one run of them.
+        gamma: discount per token, in [0, 1].
+        expectile: in (0, 1); 1/2 learns the value of the data's policy, near 1 that of the best tokens in it.
+        cql_coef: weight of the third term.
+        awac_coef: weight of the fourth term.
+        awac_beta: how much more tokens are imitated whose advantage is high; 0 imitates all alike.
+        denominator: completion tokens in the whole batch of the optimizer step.
+
+    Returns:
+        LossOutput with metrics ``q_loss``, ``value_loss``, ``cql_loss``, ``awac_loss`` (each as in the sum, before its
+        coefficient), and the token means ``q_mean`` (of the least target Q), ``value_mean`` and ``advantage_mean``.
+
+    Raises:
+        ValueError: if shapes or the numbers of heads differ, or a setting is outside its range.
+
+    Source:
+        arXiv:2206.11871; the four terms and the least of two target heads as in trlX (`modeling_ilql.py`).
+    """
+    if not len(q_values) == len(q_logprobs) == len(target_q_values) > 0:
+        raise ValueError(f"{len(q_values)} Q, {len(q_logprobs)} log-softmax and {len(target_q_values)} target heads")
+    if not 0 <= gamma <= 1:
+        raise ValueError(f"gamma is {gamma}, expected a value in [0, 1]")
+    for name, head in {"q_values": q_values, "q_logprobs": q_logprobs, "target_q_values": target_q_values}.items():
+        check_same_shape(values, **{f"{name}[{k}]": tensor for k, tensor in enumerate(head)})
+    check_same_shape(values, rewards=rewards, policy_logprobs=policy_logprobs)
+    check_denominator(denominator)
+    mask = completion_mask
+    least = zero_outside(torch.stack(list(target_q_values)).amin(dim=0).detach(), mask)
+    own = zero_outside(values, mask)
+    goal = zero_outside(rewards, mask) + gamma * next_values(values.detach(), mask)
+    per_head = [(zero_outside(q, mask) - goal.detach()).square() for q in q_values]
+    advantages = least - own.detach()
+    weights = (awac_beta * advantages).exp()
+    terms = {
+        "q_loss": masked_sum(torch.stack(per_head).sum(dim=0), mask, denominator),
+        "value_loss": masked_sum(expectile_loss(least - own, expectile), mask, denominator),
+        "cql_loss": -masked_sum(torch.stack([zero_outside(q, mask) for q in q_logprobs]).sum(dim=0), mask, denominator),
+        "awac_loss": -masked_sum(weights * zero_outside(policy_logprobs, mask), mask, denominator),
+    }
+    loss = terms["q_loss"] + terms["value_loss"] + cql_coef * terms["cql_loss"] + awac_coef * terms["awac_loss"]
+    with torch.no_grad():
+        metrics = {name: term.detach() for name, term in terms.items()} | {
+            "q_mean": masked_sum(least, mask, denominator),
+            "value_mean": masked_sum(own, mask, denominator),
+            "advantage_mean": masked_sum(advantages, mask, denominator),
+        }
+    return LossOutput(loss, metrics)
