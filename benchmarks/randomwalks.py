@@ -30,25 +30,36 @@ from harken.config import (
     ComputeConfig,
     FixedKl,
     FullConfig,
+    IlqlConfig,
+    IlqlLossConfig,
+    MaskConfig,
     OptimizerConfig,
     PpoConfig,
     PpoLossConfig,
+    RftConfig,
     SamplingConfig,
     ScoreConfig,
     SftConfig,
 )
+from harken.core.best_of_n import expected_best_of_n
+from harken.lm.batch import shuffled_batches
 from harken.lm.load import load_model
+from harken.lm.q_heads import add_guided_role
 from harken.lm.sample import completion_seeds, sample
 from harken.lm.trunk import Trunk
+from harken.policy.ilql import IlqlState, prepare, read_scored, train_step
 from harken.policy.ppo import ppo
+from harken.policy.rft import rft
 from harken.policy.sft import sft
 from harken.progress import Reporter
-from harken.records import Completion, Demonstration, Message, Prompt, SamplingSettings
+from harken.records import Completion, Demonstration, Message, Prompt, SamplingSettings, ScoredDemonstration
 
 GOAL = 0
 NODES, LENGTH, WALKS, EDGE_SHARE, SEED = 21, 10, 1000, 0.1, 1000
 CHAT = ChatConfig(template="raw")
 COMPUTE = ComputeConfig(dtype="float32", device="cpu", microbatch_tokens=8192, chunk_tokens=8192)
+BETAS = (0.0, 1.0, 100.0)
+METHODS = ["best-of-n", "rft", "ilql", "ppo", "nlpo"]
 SAMPLES = 100
 """Walks from each node that a measured optimality is the mean of: its standard error is below 0.01."""
 
@@ -71,6 +82,18 @@ class Graph:
     def prompts(self) -> list[Prompt]:
         """Return one prompt for each start."""
         return [Prompt(id=start, messages=(Message(role="user", content=start),)) for start in self.starts]
+
+    @property
+    def demonstrations(self) -> list[Demonstration]:
+        """Return the walks, each as its first node and what follows."""
+        return [
+            Demonstration(
+                id=str(number),
+                prompt=Prompt(id=walk[0], messages=(Message(role="user", content=walk[0]),)),
+                completion=Message(role="assistant", content=walk[1:]),
+            )
+            for number, walk in enumerate(self.walks)
+        ]
 
     def optimality(self, walk: str) -> float:
         """Return the score of a walk in [0, 1]; what stands behind the goal does not count."""
@@ -157,16 +180,16 @@ def save_model(folder: Path, seed: int) -> Path:
     return folder
 
 
-def optimality(graph: Graph, trunk: Trunk, role: str | None, seed: int = 0) -> float:
-    """Return the mean score of SAMPLES walks from each start."""
+def measure(graph: Graph, trunk: Trunk, role: str | None = None, count: int = SAMPLES) -> torch.Tensor:
+    """Return (starts, count) scores of what a role writes."""
     settings = SamplingSettings(max_new_tokens=LENGTH)
     ids = [trunk.chat.encode_prompt(prompt) for prompt in graph.prompts]
-    seeds = completion_seeds(len(ids) * SAMPLES, seed, "optimality")
-    drawn = sample(trunk, role, ids, settings, seeds=seeds, n=SAMPLES, batch_size=1000)
+    seeds = completion_seeds(len(ids) * count, "optimality")
+    drawn = sample(trunk, role, ids, settings, seeds=seeds, n=count, batch_size=1000)
     texts = [trunk.chat.decode_completion(item.token_ids) for item in drawn]
-    starts = [start for start in graph.starts for _ in range(SAMPLES)]
+    starts = [start for start in graph.starts for _ in range(count)]
     scores = [graph.optimality(start + text) for start, text in zip(starts, texts, strict=True)]
-    return sum(scores) / len(scores)
+    return torch.tensor(scores).reshape(len(ids), count)
 
 
 def open_trunk(model: Path) -> Trunk:
@@ -181,14 +204,6 @@ def rate(peak: float) -> OptimizerConfig:
 
 def pretrain(graph: Graph, out: Path, seed: int) -> Path:
     """Train the small model to imitate the walks; return its folder."""
-    demonstrations = [
-        Demonstration(
-            id=str(number),
-            prompt=Prompt(id=walk[0], messages=(Message(role="user", content=walk[0]),)),
-            completion=Message(role="assistant", content=walk[1:]),
-        )
-        for number, walk in enumerate(graph.walks)
-    ]
     config = SftConfig(
         epochs=30,
         batch_size=100,
@@ -201,7 +216,7 @@ def pretrain(graph: Graph, out: Path, seed: int) -> Path:
         seed=seed,
     )
     model = save_model(out / "start", seed)
-    return sft(model, demonstrations, out / "walks", config, reporter=Reporter())
+    return sft(model, graph.demonstrations, out / "walks", config, reporter=Reporter())
 
 
 def ppo_config(seed: int, **changes: Any) -> PpoConfig:
@@ -233,34 +248,107 @@ def run_ppo(graph: Graph, model: Path, out: Path, config: PpoConfig) -> dict[str
     trained = ppo(model, graph.prompts, graph.reward, out, config, reporter=Reporter())
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     curve = [[row["step"], round(row["score_mean"], 3)] for row in rows]
-    return {"optimality": optimality(graph, open_trunk(trained), None), "curve": curve}
+    return {"optimality": mean(measure(graph, open_trunk(trained))), "curve": curve}
+
+
+def run_ilql(graph: Graph, model: Path, seed: int) -> dict[str, Any]:
+    """Learn from the walks and their scores; return the optimality with each beta, and its curves."""
+    walks = [
+        ScoredDemonstration(**item.model_dump(), score=graph.optimality(walk))
+        for item, walk in zip(graph.demonstrations, graph.walks, strict=True)
+    ]
+    config = IlqlConfig(
+        epochs=60,
+        batch_size=100,
+        loss=IlqlLossConfig(expectile=0.8),
+        tune=FullConfig(),
+        optimizer=rate(2e-4),
+        head_optimizer=rate(1e-3),
+        chat=CHAT,
+        compute=COMPUTE,
+        seed=seed,
+    )
+    batches = shuffled_batches(range(WALKS), config.batch_size, epochs=config.epochs, seed=seed)
+    state = prepare(model, config, len(batches))
+    learned, _ = read_scored(state.trunk, walks, [], config)
+    curve: list[list[float]] = []
+    for step, rows in enumerate(batches):
+        train_step(state, learned.select(rows), config, step=step)
+        if (step + 1) % 50 == 0:
+            curve.append([step + 1, *guided(graph, state, count=20).values()])
+            sys.stderr.write(f"ilql: {curve[-1]}\n")
+    return {"optimality": guided(graph, state), "curve": curve}
+
+
+def guided(graph: Graph, state: IlqlState, count: int = SAMPLES) -> dict[str, float]:
+    """Return the optimality of what the policy writes with each beta."""
+    return {
+        f"beta {beta:g}": mean(
+            measure(graph, state.trunk, add_guided_role(state.trunk, "policy", state.targets, beta), count)
+        )
+        for beta in BETAS
+    }
+
+
+def run_rft(graph: Graph, model: Path, out: Path, seed: int) -> dict[str, Any]:
+    """Imitate the best of one's own walks, in rounds; return the optimality and the score drawn in each round."""
+    config = RftConfig(
+        rounds=3,
+        completions_per_prompt=64,
+        keep=8,
+        sampling_batch_size=640,
+        sampling=SamplingConfig(max_new_tokens=LENGTH),
+        epochs=10,
+        save_every=1000,
+        tune=FullConfig(),
+        optimizer=rate(1e-3),
+        chat=CHAT,
+        compute=COMPUTE,
+        seed=seed,
+    )
+    trained = rft(model, graph.prompts, graph.reward, out, config, reporter=Reporter())
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    curve = [[row["step"], round(row["score_mean"], 3)] for row in rows]
+    return {"optimality": mean(measure(graph, open_trunk(trained))), "curve": curve}
+
+
+def run_best_of(graph: Graph, model: Path) -> dict[str, Any]:
+    """Draw often and keep the best; return the mean optimality for each number of draws."""
+    scores = measure(graph, open_trunk(model))
+    return {"optimality": {f"{n} draws": mean(expected_best_of_n(scores, n)) for n in (1, 2, 4, 8, 16)}}
+
+
+def mean(values: torch.Tensor) -> float:
+    """Return a mean with three digits, as many as there are."""
+    return round(float(values.mean()), 3)
 
 
 def main(arguments: list[str]) -> None:
     """Train and measure; write and print what was found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for models and results.json")
-    parser.add_argument("--only", nargs="+", choices=["ppo"], default=["ppo"])
+    parser.add_argument("--only", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    graph, out = make_graph(), asked.out / f"seed-{asked.seed}"
-    started = time.perf_counter()
-    model = pretrain(graph, out, asked.seed)
-    imitated = optimality(graph, open_trunk(model), None)
-    found: dict[str, Any] = {
-        "data": sum(map(graph.optimality, graph.walks)) / WALKS,
-        "imitation": {"optimality": imitated, "seconds": time.perf_counter() - started},
-    }
+    graph, out, seed = make_graph(), asked.out / f"seed-{asked.seed}", asked.seed
+    masked = ppo_config(seed, mask=MaskConfig())
     methods: dict[str, Callable[[], dict[str, Any]]] = {
-        "ppo": lambda: run_ppo(graph, model, out / "ppo", ppo_config(asked.seed)),
+        "imitation": lambda: {"optimality": mean(measure(graph, open_trunk(pretrain(graph, out, seed))))},
+        "best-of-n": lambda: run_best_of(graph, model),
+        "rft": lambda: run_rft(graph, model, out / "rft", seed),
+        "ilql": lambda: run_ilql(graph, model, seed),
+        "ppo": lambda: run_ppo(graph, model, out / "ppo", ppo_config(seed)),
+        "nlpo": lambda: run_ppo(graph, model, out / "nlpo", masked),
     }
-    for name in asked.only:
+    model = out / "walks" / "model"
+    found: dict[str, Any] = {"data": round(sum(map(graph.optimality, graph.walks)) / WALKS, 3)}
+    for name in ("imitation", *asked.only):
         started = time.perf_counter()
         found[name] = methods[name]()
-        found[name]["seconds"] = time.perf_counter() - started
-    sys.stdout.write(json.dumps(found, indent=1) + "\n")
-    (out / "results.json").write_text(json.dumps(found) + "\n", encoding="utf-8")
+        found[name]["seconds"] = round(time.perf_counter() - started, 1)
+        (out / "results.json").write_text(json.dumps(found) + "\n", encoding="utf-8")
+        sys.stdout.write(f"{name}: optimality {found[name]['optimality']}, {found[name]['seconds']} s\n")
 
 
 if __name__ == "__main__":

@@ -33,7 +33,10 @@ STAGES: dict[str, type[config.Config]] = {
     "`harken reward`": config.RewardConfig,
     "`harken dpo`": config.DpoConfig,
     "`harken ppo`": config.PpoConfig,
+    "`harken ilql`": config.IlqlConfig,
+    "`harken rft`": config.RftConfig,
     "`harken generate`": config.GenerateConfig,
+    "`harken generate --best-of`": config.BestOfConfig,
     "`harken evaluate`": config.EvaluateConfig,
     "`harken preferences`": config.PreferencesConfig,
 }

@@ -5,6 +5,7 @@ A file is JSON Lines, one object a line. Each object is one of Harken's records,
     prompts          {"prompt": "..."}                                   or a .txt file with one prompt a line
     demonstrations   {"prompt": "...", "completion": "..."}
     pairs            {"prompt": "...", "chosen": "...", "rejected": "...", "strength": 2}    strength may be left out
+    scored           {"prompt": "...", "completion": "...", "score": 0.5}, or pairs, or rated completions
 
 A prompt is a text, or a list of messages {"role": ..., "content": ...}. Nothing is skipped: the first line that cannot
 be used is an error that names file and line.
@@ -29,7 +30,9 @@ from harken.records import (
     Message,
     PreferencePair,
     Prompt,
+    RatedCompletion,
     Record,
+    ScoredDemonstration,
     content_id,
 )
 
@@ -37,7 +40,7 @@ HELDOUT_FRACTION = 0.1
 """Share of rows held out where the file does not say."""
 
 RecordT = TypeVar("RecordT", bound=Record)
-SplitT = TypeVar("SplitT", Demonstration, PreferencePair)
+SplitT = TypeVar("SplitT", Demonstration, ScoredDemonstration, PreferencePair)
 Row = Mapping[str, Any]
 
 
@@ -108,6 +111,57 @@ def read_pairs(path: Path, *, heldout_fraction: float = HELDOUT_FRACTION) -> lis
         found.append(item)
     _split(found, undecided, heldout_fraction, lambda item: f"{item.chosen.content}\n{item.rejected.content}")
     return _some(path, found, '{"prompt": "...", "chosen": "...", "rejected": "..."}')
+
+
+def read_scored(path: Path, *, heldout_fraction: float = HELDOUT_FRACTION) -> list[ScoredDemonstration]:
+    """Read scored completions from JSON Lines; the lines may be of several kinds.
+
+    These are records, rows {"prompt": ..., "completion": ..., "score": ...}, rated completions (the score is the mean
+    rating), and preference pairs (chosen has the score 1, rejected -1).
+
+    Args:
+        path: the file.
+        heldout_fraction: share of the rows without a split that is only measured, in [0, 1).
+
+    Raises:
+        DataError: as `read_prompts`, or a completion is empty.
+    """
+    undecided: list[int] = []
+    found: list[ScoredDemonstration] = []
+    for where, row in _json_rows(path):
+        items = _scored(where, row)
+        if "split" not in row:
+            undecided += range(len(found), len(found) + len(items))
+        found += items
+    _split(found, undecided, heldout_fraction, lambda item: item.completion.content)
+    return _some(path, found, '{"prompt": "...", "completion": "...", "score": 0.5}')
+
+
+def _scored(where: str, row: Row) -> list[ScoredDemonstration]:
+    is_record = isinstance(row.get("prompt"), dict)
+    if "chosen" in row:
+        pair = _record(where, row, PreferencePair) if is_record else _plain_pair(where, row)
+        sides = {pair.chosen: 1.0, pair.rejected: -1.0}
+        name, prompt, split = pair.id, pair.prompt, pair.split
+    elif is_record and "mean" in row:
+        rated = _record(where, row, RatedCompletion)
+        sides = {rated.completion.message: rated.mean}
+        name, prompt, split = rated.completion.id, rated.prompt, rated.split
+    elif is_record:
+        return [_record(where, row, ScoredDemonstration)]
+    else:
+        prompt = _plain_prompt(where, row, {"prompt", "completion", "score", "split"})
+        text = _text(where, row, "completion")
+        fields = {key: row[key] for key in ("score", "split") if key in row}
+        values = {"id": content_id(prompt.id, text), "prompt": prompt, "source": prompt.source, **fields}
+        values["completion"] = Message(role="assistant", content=text)
+        return [_record(where, values, ScoredDemonstration)]
+    return [
+        ScoredDemonstration(
+            id=f"{name}-{number}", prompt=prompt, completion=message, source=prompt.source, split=split, score=score
+        )
+        for number, (message, score) in enumerate(sides.items())
+    ]
 
 
 def read_completions(path: Path, prompts: Sequence[Prompt]) -> list[tuple[Prompt, Completion]]:

@@ -1,7 +1,9 @@
 """One frozen config per stage; an unknown key is an error that names the nearest valid one."""
 
 from harken.config.base import Config, apply_overrides, build, differences, field_paths, load
-from harken.config.evaluate import EvaluateConfig, GenerateConfig
+from harken.config.evaluate import BestOfConfig, EvaluateConfig, GenerateConfig
+from harken.config.ilql import IlqlConfig, IlqlLossConfig
+from harken.config.nlpo import MaskConfig
 from harken.config.ppo import AdaptiveKl, FixedKl, PpoConfig, PpoLossConfig, ScoreConfig
 from harken.config.preference import DpoConfig, DpoLossConfig
 from harken.config.preferences import PreferencesConfig
@@ -12,6 +14,7 @@ from harken.config.recipe import (
     load_recipe,
 )
 from harken.config.reward import RewardConfig
+from harken.config.rft import RftConfig
 from harken.config.sampler import OwnSamplerConfig, SamplerConfig, VllmConfig, VllmServerConfig
 from harken.config.sft import SftConfig
 from harken.config.shared import (
@@ -27,6 +30,7 @@ from harken.config.shared import (
 __all__ = [
     "RECIPES",
     "AdaptiveKl",
+    "BestOfConfig",
     "ChatConfig",
     "CollectConfig",
     "ComputeConfig",
@@ -37,7 +41,10 @@ __all__ = [
     "FixedKl",
     "FullConfig",
     "GenerateConfig",
+    "IlqlConfig",
+    "IlqlLossConfig",
     "LoraConfig",
+    "MaskConfig",
     "OptimizerConfig",
     "OwnSamplerConfig",
     "PpoConfig",
@@ -45,6 +52,7 @@ __all__ = [
     "PreferencesConfig",
     "RecipeConfig",
     "RewardConfig",
+    "RftConfig",
     "SamplerConfig",
     "SamplingConfig",
     "ScoreConfig",

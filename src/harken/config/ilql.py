@@ -12,7 +12,6 @@ from harken.config.shared import (
     Fraction,
     LoraConfig,
     OptimizerConfig,
-    Positive,
     Tune,
 )
 

@@ -1,11 +1,12 @@
 """Loss of implicit language Q-learning: what a token is worth, learned from completions that others wrote."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from harken.core.aggregate import LossOutput, check_denominator, check_same_shape, masked_sum, zero_outside
+from harken.core.aggregate import LossOutput, check_same_shape, masked_sum, zero_outside
 
 
 def next_values(values: Tensor, completion_mask: Tensor) -> Tensor:
@@ -51,14 +52,30 @@ def expectile_loss(errors: Tensor, expectile: float) -> Tensor:
     return weight * errors.square()
 
 
+class IlqlTensors(NamedTuple):
+    """What the loss reads, per token, at the token's own index.
+
+    Attributes:
+        q_values: of each of K heads (B, S), Q of the token written, with gradient.
+        q_logprobs: of each head (B, S), its log-softmax over the vocabulary at that token, with gradient.
+        target_q_values: of each head's slow copy (B, S); taken as constant.
+        values: (B, S), V read before the token, with gradient.
+        policy_logprobs: (B, S), nats, with gradient.
+        rewards: (B, S), taken as constant.
+        completion_mask: (B, S) bool, True = completion token; in each row one run of them.
+    """
+
+    q_values: Sequence[Tensor]
+    q_logprobs: Sequence[Tensor]
+    target_q_values: Sequence[Tensor]
+    values: Tensor
+    policy_logprobs: Tensor
+    rewards: Tensor
+    completion_mask: Tensor
+
+
 def ilql_loss(
-    q_values: Sequence[Tensor],
-    q_logprobs: Sequence[Tensor],
-    target_q_values: Sequence[Tensor],
-    values: Tensor,
-    rewards: Tensor,
-    policy_logprobs: Tensor,
-    completion_mask: Tensor,
+    read: IlqlTensors,
     *,
     gamma: float,
     expectile: float,
@@ -77,13 +94,7 @@ def ilql_loss(
         - awac_coef exp(awac_beta (Qbar - V)) log pi(token)
 
     Args:
-        q_values: of each of K heads (B, S), Q of the token written, with gradient.
-        q_logprobs: of each head (B, S), its log-softmax over the vocabulary at that token, with gradient.
-        target_q_values: of each head's slow copy (B, S); taken as constant.
-        values: (B, S), V read before the token, with gradient.
-        rewards: (B, S), taken as constant.
-        policy_logprobs: (B, S), nats, with gradient.
-        completion_mask: (B, S) bool, True = completion token; in each row one run of them.
+        read: heads and policy at the tokens written, and their rewards.
         gamma: discount per token, in [0, 1].
         expectile: in (0, 1); 1/2 learns the value of the data's policy, near 1 that of the best tokens in it.
         cql_coef: weight of the third term.
@@ -101,26 +112,28 @@ def ilql_loss(
     Source:
         arXiv:2206.11871; the four terms and the least of two target heads as in trlX (`modeling_ilql.py`).
     """
-    if not len(q_values) == len(q_logprobs) == len(target_q_values) > 0:
-        raise ValueError(f"{len(q_values)} Q, {len(q_logprobs)} log-softmax and {len(target_q_values)} target heads")
+    heads = {name: getattr(read, name) for name in ("q_values", "q_logprobs", "target_q_values")}
+    if len({len(head) for head in heads.values()}) != 1 or not read.q_values:
+        raise ValueError(f"heads: {', '.join(f'{len(head)} {name}' for name, head in heads.items())}; expected equal")
     if not 0 <= gamma <= 1:
         raise ValueError(f"gamma is {gamma}, expected a value in [0, 1]")
-    for name, head in {"q_values": q_values, "q_logprobs": q_logprobs, "target_q_values": target_q_values}.items():
-        check_same_shape(values, **{f"{name}[{k}]": tensor for k, tensor in enumerate(head)})
-    check_same_shape(values, rewards=rewards, policy_logprobs=policy_logprobs)
-    check_denominator(denominator)
-    mask = completion_mask
-    least = zero_outside(torch.stack(list(target_q_values)).amin(dim=0).detach(), mask)
-    own = zero_outside(values, mask)
-    goal = zero_outside(rewards, mask) + gamma * next_values(values.detach(), mask)
-    per_head = [(zero_outside(q, mask) - goal.detach()).square() for q in q_values]
+    for name, head in heads.items():
+        check_same_shape(read.values, **{f"{name}[{k}]": tensor for k, tensor in enumerate(head)})
+    check_same_shape(read.values, rewards=read.rewards, policy_logprobs=read.policy_logprobs)
+    mask = read.completion_mask
+    least = zero_outside(torch.stack(list(read.target_q_values)).amin(dim=0).detach(), mask)
+    own = zero_outside(read.values, mask)
+    goal = zero_outside(read.rewards, mask).detach() + gamma * next_values(own.detach(), mask)
+    per_head = [(zero_outside(q, mask) - goal).square() for q in read.q_values]
     advantages = least - own.detach()
     weights = (awac_beta * advantages).exp()
     terms = {
         "q_loss": masked_sum(torch.stack(per_head).sum(dim=0), mask, denominator),
         "value_loss": masked_sum(expectile_loss(least - own, expectile), mask, denominator),
-        "cql_loss": -masked_sum(torch.stack([zero_outside(q, mask) for q in q_logprobs]).sum(dim=0), mask, denominator),
-        "awac_loss": -masked_sum(weights * zero_outside(policy_logprobs, mask), mask, denominator),
+        "cql_loss": -masked_sum(
+            torch.stack([zero_outside(q, mask) for q in read.q_logprobs]).sum(dim=0), mask, denominator
+        ),
+        "awac_loss": -masked_sum(weights * zero_outside(read.policy_logprobs, mask), mask, denominator),
     }
     loss = terms["q_loss"] + terms["value_loss"] + cql_coef * terms["cql_loss"] + awac_coef * terms["awac_loss"]
     with torch.no_grad():

@@ -22,7 +22,16 @@ from transformers.utils import logging as transformers_logging
 
 from harken import assets
 from harken.artifacts import read_json, storage_errors
-from harken.config import ChatConfig, ComputeConfig, DpoConfig, PpoConfig, RewardConfig, SftConfig
+from harken.config import (
+    ChatConfig,
+    ComputeConfig,
+    DpoConfig,
+    IlqlConfig,
+    PpoConfig,
+    RewardConfig,
+    RftConfig,
+    SftConfig,
+)
 from harken.errors import DataError, UsageError
 from harken.lm.attention import use_short_attention
 from harken.lm.chat import Chat
@@ -30,7 +39,7 @@ from harken.lm.machine import matrix_rate
 from harken.runs import Run
 
 Notify = Callable[[str], None]
-StageConfigT = TypeVar("StageConfigT", SftConfig, RewardConfig, DpoConfig, PpoConfig)
+StageConfigT = TypeVar("StageConfigT", SftConfig, RewardConfig, DpoConfig, PpoConfig, IlqlConfig, RftConfig)
 
 # A damaged file shows as any of these, by file and format.
 _UNREADABLE = (

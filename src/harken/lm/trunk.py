@@ -170,7 +170,7 @@ class Trunk:
         return None if role is None else self.roles[role].mask
 
     def support_fn(self, role: str | None) -> Callable[[Tensor], Tensor] | None:
-        """Return what maps the states of a role with a mask, (N, 2 H), to (N, V) bool: True = it may write the token."""
+        """Return what maps states (N, 2 H) of a role with a mask to (N, V) bool, True = it may write the token."""
         mask = self.mask(role)
         if mask is None:
             return None
