@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from harken.core.aggregate import LossOutput, check_same_shape, masked_sum, zero_outside
+from harken.core.kl import MAX_LOG_RATIO
 
 
 def next_values(values: Tensor, completion_mask: Tensor) -> Tensor:
@@ -48,7 +49,7 @@ def expectile_loss(errors: Tensor, expectile: float) -> Tensor:
     """
     if not 0 < expectile < 1:
         raise ValueError(f"expectile is {expectile}, expected a value in (0, 1)")
-    weight = torch.where(errors < 0, 1.0 - expectile, expectile)
+    weight = torch.full_like(errors, expectile).masked_fill(errors < 0, 1.0 - expectile)
     return weight * errors.square()
 
 
@@ -126,7 +127,8 @@ def ilql_loss(
     goal = zero_outside(read.rewards, mask).detach() + gamma * next_values(own.detach(), mask)
     per_head = [(zero_outside(q, mask) - goal).square() for q in read.q_values]
     advantages = least - own.detach()
-    weights = (awac_beta * advantages).exp()
+    # Clamp so that exp() cannot overflow.
+    weights = (awac_beta * advantages).clamp(max=MAX_LOG_RATIO).exp()
     terms = {
         "q_loss": masked_sum(torch.stack(per_head).sum(dim=0), mask, denominator),
         "value_loss": masked_sum(expectile_loss(least - own, expectile), mask, denominator),

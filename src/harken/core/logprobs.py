@@ -16,9 +16,6 @@ from harken.core.masking import true_rows
 LogitsFn = Callable[[Tensor], Tensor]
 """Output layer of a model: states (N, H) to logits (N, V)."""
 
-SupportFn = Callable[[Tensor], Tensor]
-"""States (N, H) to (N, V) bool, True = token may be drawn."""
-
 BLOCK = 128
 """Tokens whose mass is added up together when a token is drawn."""
 
@@ -66,7 +63,6 @@ def token_logprobs(
     temperature: float = 1.0,
     chunk_tokens: int = 1024,
     with_entropy: bool = False,
-    support_fn: SupportFn | None = None,
 ) -> TokenLogprobs:
     """Log-probability (and entropy) of every completion token, in chunks of tokens.
 
@@ -82,8 +78,6 @@ def token_logprobs(
         temperature: logits are divided by it, as in sampling; above zero.
         chunk_tokens: rows per call of ``logits_fn``, at least 1.
         with_entropy: also compute -sum p log p over the vocabulary, differentiable.
-        support_fn: which tokens may be drawn from a state; the softmax is over these and the token
-            that was drawn, which rounding may have put outside. None: all tokens.
 
     Returns:
         TokenLogprobs; the softmax is computed in fp32 (in fp64 for fp64 logits).
@@ -100,9 +94,6 @@ def token_logprobs(
 
     def one_chunk(chunk_states: Tensor, chunk_ids: Tensor) -> tuple[Tensor, Tensor]:
         logits = _tempered(logits_fn(chunk_states), temperature)
-        if support_fn is not None:
-            allowed = support_fn(chunk_states).scatter(1, chunk_ids[:, None], value=True)
-            logits = logits.masked_fill(~allowed, -torch.inf)
         return _gather_logprobs(logits, chunk_ids, with_entropy=with_entropy)
 
     logprob_chunks: list[Tensor] = []

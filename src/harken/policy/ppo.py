@@ -230,14 +230,15 @@ class Targets:
 
 
 def importance_weights(experience: Rollout, config: PpoConfig) -> tuple[Tensor | None, dict[str, float]]:
-    """Return (B, S) weights of a foreign sampler's tokens in the policy loss, and their metrics; none for our own."""
-    if isinstance(config.sampler, OwnSamplerConfig):
+    """Return (B, S) weights of tokens drawn by another engine or under a mask, and their metrics; else none."""
+    if isinstance(config.sampler, OwnSamplerConfig) and config.mask is None:
         return None, {}
     weights, metrics = truncated_importance_weights(
         experience.old_logprobs,
         experience.sampler_logprobs,
         experience.batch.completion_mask,
-        cap=config.sampler.importance_cap,
+        # Under a mask a token was more likely to be drawn than the policy has it.
+        cap=1.0 if isinstance(config.sampler, OwnSamplerConfig) else config.sampler.importance_cap,
     )
     return weights, {name: float(value) for name, value in metrics.items()}
 
