@@ -18,6 +18,7 @@ CHECKS: dict[str, list[Callable[[ModuleType], None]]] = {
     "logprobs": [
         low.check_token_logprobs,
         low.check_token_logprobs_by_hand,
+        offline.check_token_logprobs_of_some_tokens,
         offline.check_nucleus,
         low.check_sampling_logprobs,
         low.check_inverse_cdf,

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from harken.core.logprobs import LogitsFn, draw_tokens, nucleus
+from harken.core.logprobs import draw_tokens
 from harken.lm.chat import Chat
 from harken.lm.decode import Decoder, ModelDecoder, PairedDecoder, kept_rows
 from harken.lm.decode_llama import LlamaDecoder
@@ -123,15 +123,6 @@ def _open_decoder(trunk: Trunk, role: str | None) -> Decoder:
     return PairedDecoder(*((one(name), partial(trunk.network, name)) for name in (role, mask.role)))
 
 
-def _allowed_logits(trunk: Trunk, role: str | None) -> LogitsFn:
-    """Return what maps the decoder's states to logits, -inf for tokens that the role may not draw."""
-    mask, own = trunk.mask(role), trunk.logits_fn(role)
-    if mask is None:
-        return own
-    theirs, top_p, width = trunk.logits_fn(mask.role), mask.top_p, trunk.hidden_size
-    return lambda states: own(states[:, :width]).masked_fill(~nucleus(theirs(states[:, width:]), top_p), -torch.inf)
-
-
 def _decode(
     trunk: Trunk,
     role: str | None,
@@ -140,7 +131,7 @@ def _decode(
     seeds: list[int],
     n: int,
 ) -> list[Sampled]:
-    logits_fn = _allowed_logits(trunk, role)
+    logits_fn, support_fn = trunk.logits_fn(role), trunk.support_fn(role)
     decoder = _open_decoder(trunk, role)
     stop_ids = torch.tensor(sorted(trunk.chat.stop_ids), device=trunk.device)
     # One stream a row, drawn up front: (rows, max_new_tokens).
@@ -151,8 +142,11 @@ def _decode(
     alive = list(range(len(seeds)))
     states = decoder.prefill(prompts, n=n, new_tokens=settings.max_new_tokens)
     for step in range(settings.max_new_tokens):
+        logits = logits_fn(states)
+        if support_fn is not None:
+            logits = logits.masked_fill(~support_fn(states), -torch.inf)
         tokens, logprobs = draw_tokens(
-            logits_fn(states),
+            logits,
             uniforms[alive, step],
             temperature=settings.temperature,
             top_k=settings.top_k,

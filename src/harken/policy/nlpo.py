@@ -1,33 +1,34 @@
-"""Natural language policy optimization (NLPO, arXiv:2210.01241): PPO that does not try just any token.
+"""Natural language policy optimization (NLPO, arXiv:2210.01241): PPO with a policy that may not write just anything.
 
-An older copy of the policy, the mask role, says which tokens are likely enough; rollouts are drawn from the policy over
-these tokens only. The copy is renewed every so many iterations.
+An older copy of the policy, the mask role, says which tokens are likely enough; the policy's distribution is that of
+its logits over these tokens only, when it writes and when it learns. The copy is renewed every so many iterations.
+PPO's rollout, losses and KL are those of the masked policy.
 
-What learns is the policy over all tokens, as it is saved in the end: it is read as in PPO, and each drawn token counts
-with the weight policy / sampler, the mass that the mask leaves. So the gradient is that of PPO with an advantage of 0
-for tokens outside. (The code of RL4LMs learns the distribution over the tokens inside; the logits outside are then free
-to drift, and come in when the mask is renewed: docs/results.md, RandomWalks.)
+The masked policy does not depend on the logits of the tokens outside, so nothing holds these down. They would come in
+when the copy is renewed, and in the saved model, which has no mask; so one more term moves the policy's mass inside.
 """
 
 from pathlib import Path
 
+from torch import Tensor
+
 from harken.config import MaskConfig, Tune
+from harken.core.aggregate import masked_sum
+from harken.core.logprobs import TokenLogprobs
 from harken.lm.checkpoint import load_tensors, save_tensors
-from harken.lm.trunk import Mask, Role, Trunk
+from harken.lm.trunk import Mask, Trunk
 
-MASK, MASKED = "mask", "masked"
-"""The older copy, and the policy as it draws."""
-
+MASK = "mask"
 MASK_FILE = "mask.safetensors"
 
 
 def add_mask(trunk: Trunk, policy: str, mask: MaskConfig | None, tune: Tune) -> None:
-    """Add the mask and the policy that it masks; nothing if there is to be none.
+    """Give the policy its mask, made from a copy of it; nothing if there is to be none.
 
     Args:
         trunk: holds the policy and no other role yet: full copies of the base are made before adapters.
         policy: the role that learns.
-        mask: settings; None = the policy draws what it likes.
+        mask: settings; None = the policy writes what it likes.
         tune: what the policy trains.
     """
     if mask is None:
@@ -35,14 +36,23 @@ def add_mask(trunk: Trunk, policy: str, mask: MaskConfig | None, tune: Tune) -> 
     # Its own start does not matter: it takes the policy's weights at once.
     trunk.add_role(MASK, tune, seed=0)
     renew_mask(trunk, policy)
-    own = trunk.roles[policy]
-    through = policy if own.lora is not None else None
-    trunk.roles[MASKED] = Role(full_model=own.full_model, through=through, mask=Mask(MASK, mask.top_p))
+    trunk.roles[policy].mask = Mask(MASK, mask.top_p)
 
 
-def drawing_role(trunk: Trunk, policy: str) -> str:
-    """Return who draws the rollouts of a policy."""
-    return MASKED if MASKED in trunk.roles else policy
+def outside_loss(
+    read: TokenLogprobs, completion_mask: Tensor, denominator: float, mask: MaskConfig | None
+) -> Tensor | float:
+    """Return the term that moves mass inside: the token mean of -log of the mass there; 0 without a mask.
+
+    Args:
+        read: of the policy.
+        completion_mask: (B, S) True = completion token.
+        denominator: completion tokens in the whole batch of the optimizer step.
+        mask: settings.
+    """
+    if mask is None or read.log_mass is None:
+        return 0.0
+    return -mask.inside_coef * masked_sum(read.log_mass, completion_mask, denominator)
 
 
 def renew_mask(trunk: Trunk, policy: str) -> None:

@@ -28,7 +28,7 @@ from harken.lm.optim import Optimizer
 from harken.lm.samplers import Sampler, open_sampler
 from harken.lm.speed import Meter
 from harken.lm.trunk import Trunk
-from harken.policy.nlpo import add_mask, load_mask, renew_mask_if_due, save_mask
+from harken.policy.nlpo import add_mask, load_mask, outside_loss, renew_mask_if_due, save_mask
 from harken.policy.rollout import CRITIC, POLICY, Rollout, rollout, score
 from harken.policy.selftest import check_first_rollout, check_first_update, check_output_layer
 from harken.policy.sft import save_policy
@@ -230,15 +230,14 @@ class Targets:
 
 
 def importance_weights(experience: Rollout, config: PpoConfig) -> tuple[Tensor | None, dict[str, float]]:
-    """Return (B, S) weights of tokens drawn by another engine or under a mask, and their metrics; else none."""
-    if isinstance(config.sampler, OwnSamplerConfig) and config.mask is None:
+    """Return (B, S) weights of a foreign sampler's tokens in the policy loss, and their metrics; none for our own."""
+    if isinstance(config.sampler, OwnSamplerConfig):
         return None, {}
     weights, metrics = truncated_importance_weights(
         experience.old_logprobs,
         experience.sampler_logprobs,
         experience.batch.completion_mask,
-        # Under a mask a token was more likely to be drawn than the policy has it.
-        cap=1.0 if isinstance(config.sampler, OwnSamplerConfig) else config.sampler.importance_cap,
+        cap=config.sampler.importance_cap,
     )
     return weights, {name: float(value) for name, value in metrics.items()}
 
@@ -296,6 +295,7 @@ def minibatch_step(
         loss = policy.loss
         if read.entropy is not None:
             loss = loss - settings.entropy_coef * entropy_bonus(read.entropy, mask, denominator)
+        loss = loss + outside_loss(read, mask, denominator, config.mask)
         torch.autograd.backward(loss)
         states = experience.critic_states
         value = clipped_value_loss(

@@ -19,7 +19,6 @@ from harken.lm.forward import (
 from harken.lm.sample import completion_seeds, to_completion
 from harken.lm.samplers import OwnSampler, Sampler
 from harken.lm.trunk import Trunk
-from harken.policy.nlpo import drawing_role
 from harken.protocols import Reward, checked_scores
 from harken.records import Completion, Prompt, SamplingSettings
 
@@ -83,7 +82,7 @@ def rollout(
     seeds = completion_seeds(len(asked), config.seed, "rollout", step)
     settings = SamplingSettings(**config.sampling.model_dump())
     sampler = sampler or OwnSampler(trunk, config.sampling_batch_size)
-    drawn = sampler(drawing_role(trunk, POLICY), ids, settings, seeds=seeds, n=n)
+    drawn = sampler(POLICY, ids, settings, seeds=seeds, n=n)
     batch = pad([Tokens(ids[row // n], item.token_ids) for row, item in enumerate(drawn)], trunk.device)
     completions = [
         to_completion(trunk.chat, prompt, item, settings, seed=seed, model=f"{trunk.source}+ppo@{step}")

@@ -45,13 +45,14 @@ def check_first_rollout(
 ) -> None:
     """Before the first update: KL is 0, the sampler agrees with the scorer, prompts have one encoding.
 
-    Under a mask, the sampler's log-probabilities are higher by -log m, where m of at least top_p is what the mask leaves.
+    A masked policy starts as the reference over the tokens left to it: where these have the mass m of at least top_p,
+    each of them is more likely by -log m.
 
     Args:
         trunk: base and roles.
         experience: of the first step.
         foreign: whether another engine drew, which is held to `FOREIGN_TOLERANCE`.
-        mask: which tokens the sampler could draw; None = all.
+        mask: which tokens the policy may write; None = all.
 
     Raises:
         SelfTestError: one of them does not hold; the message names the likely cause.
@@ -59,16 +60,16 @@ def check_first_rollout(
     inside = experience.batch.completion_mask
     count = inside.sum()
     limit = TOLERANCE[trunk.dtype]
-    kl = float(((experience.old_logprobs - experience.ref_logprobs).abs() * inside).sum() / count)
+    gain = experience.old_logprobs - experience.ref_logprobs
+    if mask is not None:
+        gain = gain - gain.clamp(0.0, -math.log(mask.top_p))
+    kl = float((gain.abs() * inside).sum() / count)
     if not kl <= limit:
         raise SelfTestError(
             f"policy and reference differ by {kl:.2g} nats a token before any update, expected 0; the policy does not "
             "start as the reference, or dropout is on"
         )
-    gain = experience.sampler_logprobs - experience.old_logprobs
-    if mask is not None:
-        gain = gain - gain.clamp(0.0, -math.log(mask.top_p))
-    mismatch = float((gain.abs() * inside).sum() / count)
+    mismatch = float(((experience.sampler_logprobs - experience.old_logprobs).abs() * inside).sum() / count)
     limit = FOREIGN_TOLERANCE[trunk.dtype] if foreign else limit
     if not mismatch <= limit:
         cause = "temperature, positions or attention mask differ between them"
