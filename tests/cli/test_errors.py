@@ -37,6 +37,7 @@ def here(tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 DPO = ("dpo", "--model", "tiny", "--out", "out", "--data")
+ILQL = ("ilql", "--model", "tiny", "--out", "out", "--data")
 SFT = ("sft", "--model", "tiny", "--out", "out", "--data")
 REWARD = ("reward", "--model", "tiny", "--out", "out", "--data")
 PPO = ("ppo", "--model", "tiny", "--prompts", "prompts.txt", "--out", "out", *FP32)
@@ -65,6 +66,15 @@ MISTAKES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "strength off the scale": ((*REWARD, "strong.jsonl"), ("strong.jsonl:1", "strength")),
     "demonstrations for dpo": ((*DPO, "demonstrations.jsonl"), ("demonstrations.jsonl:1: unknown key 'completion'",)),
     "pairs for sft": ((*SFT, "pairs.jsonl"), ("pairs.jsonl:1: unknown key 'chosen'",)),
+    "completions without a score": ((*ILQL, "demonstrations.jsonl"), ("demonstrations.jsonl:1", "score")),
+    "best-of without a reward": (
+        ("generate", "--model", "tiny", "--prompts", "prompts.txt", "--out", "c.jsonl", "--best-of", "4"),
+        ("--best-of N and --reward R belong together",),
+    ),
+    "guidance without heads": (
+        ("generate", "--model", "tiny", "--prompts", "prompts.txt", "--out", "c.jsonl", "--set", "guidance=2"),
+        ("guidance = 2: tiny holds no Q heads",),
+    ),
     "unknown key in --set": ((*PPO_RULES, "--set", "stepz=1"), ("--set: unknown config key 'stepz'", "'steps'")),
     "unknown key in --config": ((*PPO_RULES, "--config", "key.toml"), ("key.toml", "'stepz'", "'steps'")),
     "bad TOML": ((*PPO_RULES, "--config", "bad.toml"), ("bad.toml: not valid TOML", "line 1")),

@@ -77,7 +77,7 @@ def test_the_masked_policy_starts_as_the_reference_over_the_tokens_left(tiny_mod
 
 
 def test_the_term_beside_the_loss_moves_the_mass_inside(tiny_model_dir: Path) -> None:
-    config = material.ppo_config(mask=MASKED)
+    config = material.ppo_config(mask=MASKED, tune=FullConfig())
     state = prepare(tiny_model_dir, material.count_letter, config)
     batch = rollout(state.trunk, material.prompts(4), config, step=0, sampler=state.sampler).batch
     count = float(batch.completion_mask.sum())

@@ -1,6 +1,7 @@
 """Rejection-sampling fine-tuning: what is kept, that it learns, its rounds, and that it goes on where it stopped."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from harken.datasets import read_demonstrations
 from harken.errors import DataError
 from harken.policy.rft import best, rft
 from harken.progress import QUIET
-from harken.records import Completion
+from harken.records import Completion, Prompt
 from tests.policy import material
 
 
@@ -33,11 +34,15 @@ def test_it_learns_what_the_reward_likes(tiny_model_dir: Path, tmp_path: Path) -
     config = material.rft_config(
         rounds=3, completions_per_prompt=32, keep=4, epochs=4, optimizer=OptimizerConfig(learning_rate=3e-3)
     )
-    rft(tiny_model_dir, material.prompts(), material.count_letter, tmp_path, config)
+
+    def is_short(asked: Sequence[Prompt], completions: Sequence[Completion]) -> list[float]:
+        return [-float(item.num_tokens or 0) for item in completions]
+
+    rft(tiny_model_dir, material.prompts(), is_short, tmp_path, config)
     rows = material.rows(tmp_path / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2, 3]
     assert rows[0]["kept_score_mean"] > rows[0]["score_mean"]
-    assert rows[2]["score_mean"] > rows[0]["score_mean"]
+    assert rows[2]["score_mean"] > rows[0]["score_mean"] + 5
     assert all(row["kept_fraction"] <= 4 / 32 for row in rows)
 
 
