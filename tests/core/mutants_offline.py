@@ -57,7 +57,11 @@ ILQL_LOSS = [
     ("Q left out", 'terms["q_loss"] + ', ""),
     ("mean Q of the values", '"q_mean": masked_sum(least,', '"q_mean": masked_sum(own,'),
     ("mean value of Q", '"value_mean": masked_sum(own,', '"value_mean": masked_sum(least,'),
-    ("advantage is Q", '"advantage_mean": masked_sum(advantages,', '"advantage_mean": masked_sum(least,'),
+    (
+        "advantage is Q",
+        'metrics["advantage_mean"] = masked_sum(advantages,',
+        'metrics["advantage_mean"] = masked_sum(least,',
+    ),
 ]
 BEST_OF_N = [
     ("KL without its second part", "math.log(n) - (n - 1) / n", "math.log(n)"),

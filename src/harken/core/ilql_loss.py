@@ -113,14 +113,7 @@ def ilql_loss(
     Source:
         arXiv:2206.11871; the four terms and the least of two target heads as in trlX (`modeling_ilql.py`).
     """
-    heads = {name: getattr(read, name) for name in ("q_values", "q_logprobs", "target_q_values")}
-    if len({len(head) for head in heads.values()}) != 1 or not read.q_values:
-        raise ValueError(f"heads: {', '.join(f'{len(head)} {name}' for name, head in heads.items())}; expected equal")
-    if not 0 <= gamma <= 1:
-        raise ValueError(f"gamma is {gamma}, expected a value in [0, 1]")
-    for name, head in heads.items():
-        check_same_shape(read.values, **{f"{name}[{k}]": tensor for k, tensor in enumerate(head)})
-    check_same_shape(read.values, rewards=read.rewards, policy_logprobs=read.policy_logprobs)
+    _check(read, gamma)
     mask = read.completion_mask
     least = zero_outside(torch.stack(list(read.target_q_values)).amin(dim=0).detach(), mask)
     own = zero_outside(read.values, mask)
@@ -138,10 +131,21 @@ def ilql_loss(
         "awac_loss": -masked_sum(weights * zero_outside(read.policy_logprobs, mask), mask, denominator),
     }
     loss = terms["q_loss"] + terms["value_loss"] + cql_coef * terms["cql_loss"] + awac_coef * terms["awac_loss"]
-    with torch.no_grad():
-        metrics = {name: term.detach() for name, term in terms.items()} | {
-            "q_mean": masked_sum(least, mask, denominator),
-            "value_mean": masked_sum(own, mask, denominator),
-            "advantage_mean": masked_sum(advantages, mask, denominator),
-        }
-    return LossOutput(loss, metrics)
+    metrics = {
+        **terms,
+        "q_mean": masked_sum(least, mask, denominator),
+        "value_mean": masked_sum(own, mask, denominator),
+    }
+    metrics["advantage_mean"] = masked_sum(advantages, mask, denominator)
+    return LossOutput(loss, {name: value.detach() for name, value in metrics.items()})
+
+
+def _check(read: IlqlTensors, gamma: float) -> None:
+    heads = {name: getattr(read, name) for name in ("q_values", "q_logprobs", "target_q_values")}
+    if len({len(head) for head in heads.values()}) != 1 or not read.q_values:
+        raise ValueError(f"heads: {', '.join(f'{len(head)} {name}' for name, head in heads.items())}; expected equal")
+    if not 0 <= gamma <= 1:
+        raise ValueError(f"gamma is {gamma}, expected a value in [0, 1]")
+    for name, head in heads.items():
+        check_same_shape(read.values, **{f"{name}[{k}]": tensor for k, tensor in enumerate(head)})
+    check_same_shape(read.values, rewards=read.rewards, policy_logprobs=read.policy_logprobs)

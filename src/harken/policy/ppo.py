@@ -292,10 +292,9 @@ def minibatch_step(
             denominator=denominator,
             dual_clip=settings.dual_clip,
         )
-        loss = policy.loss
+        loss = policy.loss + outside_loss(read, mask, denominator, config.mask)
         if read.entropy is not None:
             loss = loss - settings.entropy_coef * entropy_bonus(read.entropy, mask, denominator)
-        loss = loss + outside_loss(read, mask, denominator, config.mask)
         torch.autograd.backward(loss)
         states = experience.critic_states
         value = clipped_value_loss(

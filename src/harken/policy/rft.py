@@ -66,7 +66,7 @@ def rft(
     for number in range(1, config.rounds + 1):
         folder = out / f"round-{number}"
         if not (folder / KEPT_FILE).is_file():
-            draw_round(current, prompts, reward, folder, config, number, reporter)
+            draw_round(current, prompts, reward, folder, config, number=number, reporter=reporter)
         fresh = read_demonstrations(folder / KEPT_FILE)
         kept = [*kept, *fresh] if config.earlier_rounds else fresh
         current = sft(current, kept, folder / "sft", imitation(config, number), reporter=reporter)
@@ -83,8 +83,9 @@ def draw_round(
     reward: Reward,
     folder: Path,
     config: RftConfig,
+    *,
     number: int,
-    reporter: Reporter,
+    reporter: Reporter = QUIET,
 ) -> None:
     """Draw and score completions of every prompt and write the best into `kept.jsonl`; it is there whole or not at all.
 
@@ -129,9 +130,19 @@ def draw_round(
             f"round {number}: none of {len(found)} completions ended by itself, has text and scores at least min_score "
             f"= {config.min_score}; lower min_score, raise sampling.max_new_tokens, or draw more"
         )
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / DRAWN_FILE, drawn_facts(found, kept))
+    write_records(folder / KEPT_FILE, [item for item, _ in kept], kind="demonstrations", parents={})
+
+
+def drawn_facts(
+    found: Sequence[tuple[Completion, float]], kept: Sequence[tuple[Demonstration, float]]
+) -> dict[str, float]:
+    """Return what a round's metrics say of the completions drawn and of those kept."""
     scores = torch.tensor([score for _, score in found])
     chosen = torch.tensor([score for _, score in kept])
-    drawn_facts = {
+    return {
         "score_mean": float(scores.mean()),
         "score_std": float(scores.std(unbiased=False)),
         "kept_score_mean": float(chosen.mean()),
@@ -139,10 +150,6 @@ def draw_round(
         "stop_fraction": sum(item.finish_reason == "stop" for item, _ in found) / len(found),
         "length_mean": sum(item.num_tokens or 0 for item, _ in found) / len(found),
     }
-    with storage_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / DRAWN_FILE, drawn_facts)
-    write_records(folder / KEPT_FILE, [item for item, _ in kept], kind="demonstrations", parents={})
 
 
 def best(
