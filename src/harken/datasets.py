@@ -141,11 +141,11 @@ def _scored(where: str, row: Row) -> list[ScoredDemonstration]:
     is_record = isinstance(row.get("prompt"), dict)
     if "chosen" in row:
         pair = _record(where, row, PreferencePair) if is_record else _plain_pair(where, row)
-        sides = {pair.chosen: 1.0, pair.rejected: -1.0}
+        sides = [(pair.chosen, 1.0), (pair.rejected, -1.0)]
         name, prompt, split = pair.id, pair.prompt, pair.split
     elif is_record and "mean" in row:
         rated = _record(where, row, RatedCompletion)
-        sides = {rated.completion.message: rated.mean}
+        sides = [(rated.completion.message, rated.mean)]
         name, prompt, split = rated.completion.id, rated.prompt, rated.split
     elif is_record:
         return [_record(where, row, ScoredDemonstration)]
@@ -160,7 +160,7 @@ def _scored(where: str, row: Row) -> list[ScoredDemonstration]:
         ScoredDemonstration(
             id=f"{name}-{number}", prompt=prompt, completion=message, source=prompt.source, split=split, score=score
         )
-        for number, (message, score) in enumerate(sides.items())
+        for number, (message, score) in enumerate(sides)
     ]
 
 

@@ -120,8 +120,10 @@ def check_ilql_at_random(module: ModuleType) -> None:
 def check_ilql_gradient(module: ModuleType) -> None:
     # Of the sums over two tokens, halved. Q: the errors. V: -.8 * .2 and -.2 * -1.4, nothing through the goal or the
     # weights. Policy: -2 e^(advantage) / 2. Targets and rewards: none.
-    read = _small()
-    read = {name: [q.nan_to_num() for q in value] if isinstance(value, list) else value for name, value in read.items()}
+    small = _small()
+    read: dict[str, Any] = {
+        name: [q.nan_to_num() for q in value] if isinstance(value, list) else value for name, value in small.items()
+    }
     for name in ("values", "policy_logprobs", "rewards"):
         read[name] = read[name].nan_to_num().requires_grad_()
     for name in ("q_values", "q_logprobs", "target_q_values"):

@@ -21,7 +21,8 @@ def _tensors(seed: int) -> IlqlTensors:
 
 def _changed(read: IlqlTensors, change: Any) -> IlqlTensors:
     """Apply a function to every tensor."""
-    return IlqlTensors(*([change(one) for one in item] if isinstance(item, list) else change(item) for item in read))
+    parts: list[Any] = [[change(one) for one in item] if isinstance(item, list) else change(item) for item in read]
+    return IlqlTensors(*parts)
 
 
 def _numbers(read: IlqlTensors, denominator: float = 5.0) -> dict[str, float]:

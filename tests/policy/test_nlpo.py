@@ -91,6 +91,7 @@ def test_the_term_beside_the_loss_moves_the_mass_inside(tiny_model_dir: Path) ->
         state.optimizers[POLICY].step()
         found.append(float(loss.detach()))
     assert 0 < found[-1] < 0.75 * found[0]
+    read = completion_logprobs(state.trunk, POLICY, batch)
     assert outside_loss(read, batch.completion_mask, count, None) == 0.0
 
 

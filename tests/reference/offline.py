@@ -7,7 +7,7 @@ from typing import Any
 
 def ilql(heads: list[dict[str, Any]], rows: dict[str, Any], settings: dict[str, float]) -> dict[str, float]:
     """Sums over real tokens; heads hold q, logprob and target, rows hold value, reward, policy and mask."""
-    found = dict.fromkeys(
+    found: dict[str, float] = dict.fromkeys(
         ("q_loss", "value_loss", "cql_loss", "awac_loss", "q_mean", "value_mean", "advantage_mean"), 0.0
     )
     for b, mask in enumerate(rows["mask"]):

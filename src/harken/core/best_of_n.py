@@ -1,6 +1,7 @@
 """Best of n: what drawing n completions and keeping the best one gains, and how far it is from drawing one."""
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -51,7 +52,8 @@ def best_of_n_logprobs(logprobs_N: Tensor, scores_N: Tensor, n: int) -> Tensor:
     total = float(logprobs_N.logsumexp(0))
     if not abs(total) < 1e-4:
         raise ValueError(f"the probabilities sum to {math.exp(total):.6f}, expected 1: list every completion once")
-    _, level = scores_N.unique(sorted=True, return_inverse=True)
+    # pyright does not know what torch's `unique` returns.
+    level = cast(tuple[Tensor, Tensor], scores_N.unique(sorted=True, return_inverse=True))[1]  # pyright: ignore[reportUnknownMemberType]
     level_mass = logprobs_N.new_zeros(int(level.max()) + 1).scatter_add(0, level, logprobs_N.exp())
     up_to = level_mass.cumsum(0).clamp(max=1.0)
     below = up_to - level_mass

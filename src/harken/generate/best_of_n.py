@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from harken.config import BestOfConfig, GenerateConfig
+from harken.config import BestOfConfig
 from harken.core.best_of_n import best_of_n_kl, expected_best_of_n, soft_choice_logprobs
 from harken.generate.sampling import generate
 from harken.lm.samplers import Sampler
@@ -67,8 +67,7 @@ def best_of_n(
     """
     config = config or BestOfConfig()
     kept, n = config.completions_per_prompt, config.best_of
-    fields = {name: getattr(config, name) for name in GenerateConfig.model_fields}
-    drawing = GenerateConfig(**fields | {"completions_per_prompt": kept * n})
+    drawing = config.model_copy(update={"completions_per_prompt": kept * n})
     drawn = generate(trunk, prompts, drawing, role=role, model=model, reporter=reporter, sampler=sampler)
     asked = [prompt for prompt in prompts for _ in range(kept * n)]
     scores = torch.tensor(checked_scores(reward, asked, drawn), dtype=torch.float64)

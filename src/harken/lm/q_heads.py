@@ -156,5 +156,5 @@ def read_guide(trunk: Trunk, model: str | Path, beta: float | None) -> str | Non
         reason = " ".join(str(error).split())[:200]
         raise DataError(f"{path}: does not fit the model beside it: {reason}; take both from one run") from error
     heads.to(trunk.device).requires_grad_(requires_grad=False)
-    beta = read_json(Path(model) / GUIDE_FILE)["beta"] if beta is None else beta
-    return add_guided_role(trunk, None, heads, float(beta))
+    trained: float = read_json(Path(model) / GUIDE_FILE)["beta"]
+    return add_guided_role(trunk, None, heads, trained if beta is None else beta)

@@ -8,6 +8,7 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -172,7 +173,8 @@ def best(
 
 def imitation(config: RftConfig, number: int) -> SftConfig:
     """Return the settings of a round's training."""
-    shared = {name: getattr(config, name) for name in SftConfig.model_fields if name in RftConfig.model_fields}
+    names = SftConfig.model_fields.keys() & RftConfig.model_fields.keys()
+    shared: dict[str, Any] = {name: getattr(config, name) for name in names}
     return SftConfig(**shared | {"seed": config.seed + number})
 
 
