@@ -55,13 +55,9 @@ ILQL_LOSS = [
     ("coefficients swapped", 'cql_coef * terms["cql_loss"] + awac_coef', 'awac_coef * terms["cql_loss"] + cql_coef'),
     ("V left out", ' + terms["value_loss"]', ""),
     ("Q left out", 'terms["q_loss"] + ', ""),
-    ("mean Q of the values", '"q_mean": masked_sum(least,', '"q_mean": masked_sum(own,'),
-    ("mean value of Q", '"value_mean": masked_sum(own,', '"value_mean": masked_sum(least,'),
-    (
-        "advantage is Q",
-        'metrics["advantage_mean"] = masked_sum(advantages,',
-        'metrics["advantage_mean"] = masked_sum(least,',
-    ),
+    ("mean Q of the values", '"q_mean": least', '"q_mean": own'),
+    ("mean value of Q", '"value_mean": own', '"value_mean": least'),
+    ("advantage is Q", '"advantage_mean": advantages', '"advantage_mean": least'),
 ]
 BEST_OF_N = [
     ("KL without its second part", "math.log(n) - (n - 1) / n", "math.log(n)"),

@@ -131,13 +131,9 @@ def ilql_loss(
         "awac_loss": -masked_sum(weights * zero_outside(read.policy_logprobs, mask), mask, denominator),
     }
     loss = terms["q_loss"] + terms["value_loss"] + cql_coef * terms["cql_loss"] + awac_coef * terms["awac_loss"]
-    metrics = {
-        **terms,
-        "q_mean": masked_sum(least, mask, denominator),
-        "value_mean": masked_sum(own, mask, denominator),
-    }
-    metrics["advantage_mean"] = masked_sum(advantages, mask, denominator)
-    return LossOutput(loss, {name: value.detach() for name, value in metrics.items()})
+    means = {"q_mean": least, "value_mean": own, "advantage_mean": advantages}
+    found = terms | {name: masked_sum(x, mask, denominator) for name, x in means.items()}
+    return LossOutput(loss, {name: value.detach() for name, value in found.items()})
 
 
 def _check(read: IlqlTensors, gamma: float) -> None:
