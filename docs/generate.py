@@ -39,7 +39,10 @@ STAGES: dict[str, type[config.Config]] = {
     "`harken kto`": config.KtoConfig,
     "`harken online-dpo`": config.OnlineDpoConfig,
     "`harken ppo`": config.PpoConfig,
+    "`harken ilql`": config.IlqlConfig,
+    "`harken rft`": config.RftConfig,
     "`harken generate`": config.GenerateConfig,
+    "`harken generate --best-of`": config.BestOfConfig,
     "`harken evaluate`": config.EvaluateConfig,
     "`harken preferences`": config.PreferencesConfig,
 }

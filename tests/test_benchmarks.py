@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from benchmarks.comparison import (
@@ -18,6 +19,7 @@ from benchmarks.comparison import (
     token_differences,
 )
 from benchmarks.phases import PHASES
+from benchmarks.randomwalks import LENGTH, NODES, distances_to_goal, make_graph
 from benchmarks.selection import (
     HH_FILE,
     choose,
@@ -223,3 +225,27 @@ def test_the_tokens_of_a_step_count_the_prompt_with_each_completion() -> None:
     demonstration = {"prompt": [1, 2], "chosen": [3]}  # 3
     assert step_tokens([pair, pair, pair], 2) == [16, 8]
     assert step_tokens([demonstration] * 2, 2) == [6]
+
+
+def test_the_random_walks_are_those_of_trlx() -> None:
+    graph = make_graph()
+    scores = [graph.optimality(walk) for walk in graph.walks]
+    assert sum(scores) / len(scores) == pytest.approx(0.352, abs=5e-4)
+    assert (len(graph.walks), max(map(len, graph.walks)), len(graph.starts)) == (1000, LENGTH, NODES - 1)
+    assert min(scores) == 0.0
+    assert max(scores) == 1.0
+
+
+def test_the_optimality_of_a_walk() -> None:
+    graph = make_graph()
+    # A line d -> c -> b -> a would be 4 nodes long; nodes that lead nowhere count as 10.
+    edges = np.zeros((NODES, NODES), dtype=bool)
+    edges[[3, 2, 1, 0], [2, 1, 0, 0]] = True
+    assert distances_to_goal(edges)[:5] == (1, 2, 3, 4, LENGTH)
+    start = next(node for node in range(1, NODES) if graph.distances[node] == 3)
+    via = next(node for node in range(NODES) if graph.edges[start, node] and graph.edges[node, 0])
+    best = chr(97 + start) + chr(97 + via) + "a"
+    assert graph.optimality(best) == graph.optimality(best + "zzz") == 1.0
+    assert graph.optimality(best[:2]) == graph.optimality(best[0]) == graph.optimality(best[0] + "z") == 0.0
+    stranger = next(node for node in range(1, NODES) if not graph.edges[start, node])
+    assert graph.optimality(best[0] + chr(97 + stranger) + "a") == 0.0

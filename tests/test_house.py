@@ -29,6 +29,7 @@ HELP_SECONDS = 0.5
 
 # One loop an algorithm reads from top to bottom; nothing else may be that long.
 LOOPS = {
+    "harken/policy/ilql.py:ilql",
     "harken/policy/ppo.py:ppo",
     "harken/policy/online_dpo.py:online_dpo",
     "harken/policy/preference.py:dpo",

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from harken.config import (
+        BestOfConfig,
         ChatConfig,
         ComputeConfig,
         CpoConfig,
@@ -22,9 +23,11 @@ if TYPE_CHECKING:
         EvaluateConfig,
         FullConfig,
         GenerateConfig,
+        IlqlConfig,
         IpoConfig,
         KtoConfig,
         LoraConfig,
+        MaskConfig,
         OnlineDpoConfig,
         OptimizerConfig,
         OrpoConfig,
@@ -32,29 +35,49 @@ if TYPE_CHECKING:
         PreferencesConfig,
         RecipeConfig,
         RewardConfig,
+        RftConfig,
         SamplingConfig,
         SftConfig,
         SimpoConfig,
         load_recipe,
     )
-    from harken.datasets import read_completions, read_demonstrations, read_labeled, read_pairs, read_prompts
+    from harken.datasets import (
+        read_completions,
+        read_demonstrations,
+        read_labeled,
+        read_pairs,
+        read_prompts,
+        read_scored,
+    )
     from harken.errors import HarkenError
     from harken.evaluate.evaluate import evaluate
     from harken.feedback.store import FeedbackStore
+    from harken.generate.best_of_n import best_of_n
     from harken.generate.sampling import generate
     from harken.lm.load import load_model
     from harken.lm.trunk import Trunk
     from harken.pipeline import run_recipe
+    from harken.policy.ilql import ilql
     from harken.policy.online_dpo import online_dpo
     from harken.policy.ppo import PpoState, ppo, update
     from harken.policy.ppo import prepare as prepare_ppo
     from harken.policy.preference import cpo, dpo, ipo, kto, orpo, simpo
+    from harken.policy.rft import rft
     from harken.policy.rollout import Rollout, rollout, score
     from harken.policy.sft import sft
     from harken.preferences.pairs import preferences_from_export
     from harken.progress import Reporter
     from harken.protocols import PairwiseJudge, Reward
-    from harken.records import Completion, Demonstration, Judgment, LabeledCompletion, Message, PreferencePair, Prompt
+    from harken.records import (
+        Completion,
+        Demonstration,
+        Judgment,
+        LabeledCompletion,
+        Message,
+        PreferencePair,
+        Prompt,
+        ScoredDemonstration,
+    )
     from harken.report.html import write_report
     from harken.reward.functions import load_reward
     from harken.reward.model import RewardModel
@@ -62,27 +85,32 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "harken.config": (
-        "ChatConfig ComputeConfig CpoConfig DpoConfig EvaluateConfig FullConfig GenerateConfig IpoConfig KtoConfig "
-        "LoraConfig OnlineDpoConfig OptimizerConfig OrpoConfig PpoConfig PreferencesConfig RecipeConfig RewardConfig "
-        "SamplingConfig SftConfig SimpoConfig load_recipe"
+        "BestOfConfig ChatConfig ComputeConfig CpoConfig DpoConfig EvaluateConfig FullConfig GenerateConfig IlqlConfig "
+        "IpoConfig KtoConfig LoraConfig MaskConfig OnlineDpoConfig OptimizerConfig OrpoConfig PpoConfig "
+        "PreferencesConfig RecipeConfig RewardConfig RftConfig SamplingConfig SftConfig SimpoConfig load_recipe"
     ),
-    "harken.datasets": "read_completions read_demonstrations read_labeled read_pairs read_prompts",
+    "harken.datasets": "read_completions read_demonstrations read_labeled read_pairs read_prompts read_scored",
     "harken.errors": "HarkenError",
     "harken.evaluate.evaluate": "evaluate",
     "harken.feedback.store": "FeedbackStore",
+    "harken.generate.best_of_n": "best_of_n",
     "harken.generate.sampling": "generate",
     "harken.lm.load": "load_model",
     "harken.lm.trunk": "Trunk",
     "harken.pipeline": "run_recipe",
+    "harken.policy.ilql": "ilql",
     "harken.policy.ppo": "PpoState ppo prepare_ppo update",
     "harken.policy.online_dpo": "online_dpo",
     "harken.policy.preference": "cpo dpo ipo kto orpo simpo",
+    "harken.policy.rft": "rft",
     "harken.policy.rollout": "Rollout rollout score",
     "harken.policy.sft": "sft",
     "harken.preferences.pairs": "preferences_from_export",
     "harken.progress": "Reporter",
     "harken.protocols": "PairwiseJudge Reward",
-    "harken.records": "Completion Demonstration Judgment LabeledCompletion Message PreferencePair Prompt",
+    "harken.records": (
+        "Completion Demonstration Judgment LabeledCompletion Message PreferencePair Prompt ScoredDemonstration"
+    ),
     "harken.report.html": "write_report",
     "harken.reward.functions": "load_reward",
     "harken.reward.model": "RewardModel",
@@ -92,6 +120,7 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names.s
 _NAME_AT_HOME = {"prepare_ppo": "prepare"}
 
 __all__ = [
+    "BestOfConfig",
     "ChatConfig",
     "Completion",
     "ComputeConfig",
@@ -103,11 +132,13 @@ __all__ = [
     "FullConfig",
     "GenerateConfig",
     "HarkenError",
+    "IlqlConfig",
     "IpoConfig",
     "Judgment",
     "KtoConfig",
     "LabeledCompletion",
     "LoraConfig",
+    "MaskConfig",
     "Message",
     "OnlineDpoConfig",
     "OptimizerConfig",
@@ -123,15 +154,19 @@ __all__ = [
     "Reward",
     "RewardConfig",
     "RewardModel",
+    "RftConfig",
     "Rollout",
     "SamplingConfig",
+    "ScoredDemonstration",
     "SftConfig",
     "SimpoConfig",
     "Trunk",
+    "best_of_n",
     "cpo",
     "dpo",
     "evaluate",
     "generate",
+    "ilql",
     "ipo",
     "kto",
     "load_model",
@@ -147,6 +182,8 @@ __all__ = [
     "read_labeled",
     "read_pairs",
     "read_prompts",
+    "read_scored",
+    "rft",
     "rollout",
     "run_recipe",
     "score",

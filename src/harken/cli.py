@@ -20,9 +20,11 @@ from harken.cli_collect import agreement, export, import_feedback, status
 from harken.cli_common import examples
 from harken.cli_data import check, convert
 from harken.cli_doctor import doctor
+from harken.cli_generate import generate
 from harken.cli_loop import demo, init, report, run
+from harken.cli_offline import ilql, rft
 from harken.cli_preference import cpo, dpo, ipo, kto, online_dpo, orpo, simpo
-from harken.cli_stages import evaluate, generate, ppo, preferences, reward, score, sft
+from harken.cli_stages import evaluate, ppo, preferences, reward, score, sft
 from harken.errors import HarkenError
 
 INTERRUPTED = 130
@@ -97,6 +99,8 @@ app.command(
         "harken generate --model smollm2 --prompts p.txt --out c.jsonl",
         "harken generate --model out/ppo --prompts p.jsonl \\",
         "    --out c.jsonl --n 4 --set sampling.temperature=0.7",
+        "harken generate --model out/sft --prompts p.jsonl \\",
+        "    --out c.jsonl --best-of 16 --reward out/reward",
     )
 )(generate)
 app.add_typer(collect_app, name="collect")
@@ -202,8 +206,27 @@ app.command(
         "harken ppo --model out/sft --prompts p.jsonl \\",
         "    --reward 0.8*out/reward --reward 0.2*rules.py:short \\",
         "    --out out/ppo --config ppo.toml --set steps=50",
+        "harken ppo --model out/sft --prompts p.jsonl \\",
+        "    --reward out/reward --out out/nlpo --set mask.top_p=0.9",
     )
 )(ppo)
+app.command(
+    epilog=examples(
+        "harken ilql --model out/sft --data scored.jsonl --out out/ilql",
+        "harken ilql --model out/sft --data pairs.jsonl --out out/ilql \\",
+        "    --set beta=4 --set loss.expectile=0.8",
+        "harken generate --model out/ilql --prompts p.jsonl \\",
+        "    --out c.jsonl --set guidance=4",
+    )
+)(ilql)
+app.command(
+    epilog=examples(
+        "harken rft --model out/sft --prompts p.jsonl \\",
+        "    --reward out/reward --out out/rft",
+        "harken rft --model out/sft --prompts p.jsonl \\",
+        "    --reward lexicon --out out/rft --set rounds=3",
+    )
+)(rft)
 app.command(
     epilog=examples(
         "harken score --reward out/reward --prompts p.jsonl \\",

@@ -1,4 +1,4 @@
-"""Commands for single stages: generate, preferences, sft, reward, ppo, score, evaluate."""
+"""Commands for single stages: preferences, sft, reward, ppo, score, evaluate."""
 
 import importlib.util
 from pathlib import Path
@@ -35,43 +35,6 @@ if TYPE_CHECKING:
 
 SCORE_BATCH = 256
 """Completions scored between two steps of the progress bar."""
-
-
-def generate(
-    model: ModelOption,
-    prompts: PromptsOption,
-    out: FileOption,
-    n: Annotated[
-        int | None, typer.Option("--n", metavar="N", help="Completions of each prompt; the config says 1.")
-    ] = None,
-    config: ConfigOption = None,
-    changes: SetOption = None,
-) -> None:
-    """Draw completions of prompts and write them as JSON Lines."""
-    from harken.config import GenerateConfig
-    from harken.datasets import read_prompts
-
-    overrides = [*(changes or ()), *([] if n is None else [f"completions_per_prompt={n}"])]
-    asked = settings(GenerateConfig, config, overrides)
-    records = read_prompts(prompts, reporter().say)
-    check_out_file(out)
-    from harken.artifacts import write_records
-    from harken.generate.sampling import generate as draw
-    from harken.lm.load import load_model
-    from harken.lm.trunk import Trunk
-
-    progress, name = reporter(), model_name(model)
-    trunk = Trunk(load_model(name, compute=asked.compute, chat=asked.chat, notify=progress.say))
-    completions = draw(trunk, records, asked, reporter=progress)
-    write_records(
-        out,
-        completions,
-        kind="completions",
-        parents={"model": digest(name), "prompts": digest(prompts)},
-        seeds={"seed": asked.seed},
-        info={"sampling": asked.sampling.model_dump()},
-    )
-    show(f"{out}: {len(completions)} completions of {len(records)} prompts")
 
 
 def preferences(

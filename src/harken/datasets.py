@@ -6,6 +6,7 @@ A file is JSON Lines, one object a line. Each object is one of Harken's records,
     demonstrations   {"prompt": "...", "completion": "..."}
     pairs            {"prompt": "...", "chosen": "...", "rejected": "...", "strength": 2}    strength may be left out
     labeled          {"prompt": "...", "completion": "...", "label": true}          or a probability of being good
+    scored           {"prompt": "...", "completion": "...", "score": 0.5}, or pairs, or rated completions
 
 A prompt is a text, or a list of messages {"role": ..., "content": ...}. Nothing is skipped: the first line that cannot
 be used is an error that names file and line.
@@ -19,14 +20,10 @@ completions instead.
 """
 
 import itertools
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
-
-from harken.artifacts import first_problem, read_bytes, verify
 from harken.errors import DataError
 from harken.feedback.exchange.check import Problem
 from harken.feedback.exchange.derive import demonstrations_of, pairs_of
@@ -42,16 +39,26 @@ from harken.records import (
     Message,
     PreferencePair,
     Prompt,
-    Record,
+    ScoredDemonstration,
     content_id,
+)
+from harken.rows import (
+    Row,
+    as_record,
+    json_rows,
+    plain_labeled,
+    plain_pair,
+    plain_prompt,
+    prompt_rows,
+    scored_items,
+    scored_sides,
+    text_at,
 )
 
 HELDOUT_FRACTION = 0.1
 """Share of rows held out where the file does not say."""
 
-RecordT = TypeVar("RecordT", bound=Record)
-SplitT = TypeVar("SplitT", Demonstration, PreferencePair, LabeledCompletion)
-Row = Mapping[str, Any]
+SplitT = TypeVar("SplitT", Demonstration, ScoredDemonstration, PreferencePair, LabeledCompletion)
 Notify = Callable[[str], None]
 
 
@@ -77,8 +84,8 @@ def read_prompts(path: Path, notify: Notify = ignore) -> list[Prompt]:
         return _some(path, list(unique.values()), '{"prompt": "..."}')
     prompts: dict[str, Prompt] = {}
     found: list[Prompt] = []
-    for where, row in _prompt_rows(path):
-        prompt = _record(where, row, Prompt) if "messages" in row else _plain_prompt(where, row, {"prompt"})
+    for where, row in prompt_rows(path):
+        prompt = as_record(where, row, Prompt) if "messages" in row else plain_prompt(where, row, {"prompt"})
         if prompts.setdefault(prompt.id, prompt).messages != prompt.messages:
             raise DataError(f"{where}: prompt id {prompt.id!r} already stands for another prompt; give it its own id")
         found.append(prompt)
@@ -107,17 +114,17 @@ def read_demonstrations(
         for item in demonstrations_of(entry):
             undecided += [] if entry.split else [len(found)]
             found.append(item)
-    for where, row in () if foreign else _json_rows(path):
+    for where, row in () if foreign else json_rows(path):
         if isinstance(row.get("prompt"), dict):
-            item = _record(where, row, Demonstration)
+            item = as_record(where, row, Demonstration)
         else:
-            prompt = _plain_prompt(where, row, {"prompt", "completion", "split"})
-            text = _text(where, row, "completion")
+            prompt = plain_prompt(where, row, {"prompt", "completion", "split"})
+            text = text_at(where, row, "completion")
             fields: dict[str, Any] = {"split": row["split"]} if "split" in row else {}
             name = content_id(prompt.id, text)
             completion = Message(role="assistant", content=text)
             values = {"id": name, "prompt": prompt, "completion": completion, "source": prompt.source, **fields}
-            item = _record(where, values, Demonstration)
+            item = as_record(where, values, Demonstration)
         if "split" not in row:
             undecided.append(len(found))
         found.append(item)
@@ -153,9 +160,9 @@ def read_pairs(
         num_without += len(found) == before
     if num_without:
         notify(f"{path}: {num_without} entries give no pair: ties, other answers than comparisons, or empty texts")
-    for where, row in () if foreign else _json_rows(path):
+    for where, row in () if foreign else json_rows(path):
         is_record = isinstance(row.get("prompt"), dict)
-        item = _record(where, row, PreferencePair) if is_record else _plain_pair(where, row)
+        item = as_record(where, row, PreferencePair) if is_record else plain_pair(where, row)
         if "split" not in row:
             undecided.append(len(found))
         found.append(item)
@@ -175,9 +182,9 @@ def read_labeled(path: Path, *, heldout_fraction: float = HELDOUT_FRACTION) -> l
     """
     undecided: list[int] = []
     found: list[LabeledCompletion] = []
-    for where, row in _json_rows(path):
+    for where, row in json_rows(path):
         is_record = isinstance(row.get("prompt"), dict)
-        item = _record(where, row, LabeledCompletion) if is_record else _plain_labeled(where, row)
+        item = as_record(where, row, LabeledCompletion) if is_record else plain_labeled(where, row)
         if "split" not in row:
             undecided.append(len(found))
         found.append(item)
@@ -191,7 +198,38 @@ def holds_pairs(path: Path) -> bool:
     Raises:
         DataError: as `read_prompts`.
     """
-    return any("chosen" in row for _, row in itertools.islice(_json_rows(path), 1))
+    return any("chosen" in row for _, row in itertools.islice(json_rows(path), 1))
+
+
+def read_scored(
+    path: Path, notify: Notify = ignore, *, heldout_fraction: float = HELDOUT_FRACTION
+) -> list[ScoredDemonstration]:
+    """Read scored completions from JSON Lines, whose lines may be of several kinds, or from a foreign format.
+
+    These are records, rows {"prompt": ..., "completion": ..., "score": ...}, rated completions (the score is the mean
+    rating), and preference pairs, as `read_pairs` has them of a foreign format, too (chosen has the score 1, rejected
+    -1).
+
+    Args:
+        path: the file.
+        notify: as in `read_prompts`.
+        heldout_fraction: share of the rows without a split that is only measured, in [0, 1).
+
+    Raises:
+        DataError: as `read_prompts`, or a completion is empty.
+    """
+    if _foreign(path) is not None:
+        pairs = read_pairs(path, notify, heldout_fraction=heldout_fraction)
+        return [item for pair in pairs for item in scored_sides(pair)]
+    undecided: list[int] = []
+    found: list[ScoredDemonstration] = []
+    for where, row in json_rows(path):
+        items = scored_items(where, row)
+        if "split" not in row:
+            undecided += range(len(found), len(found) + len(items))
+        found += items
+    _split(found, undecided, heldout_fraction, lambda item: item.completion.content)
+    return _some(path, found, '{"prompt": "...", "completion": "...", "score": 0.5}')
 
 
 def read_completions(path: Path, prompts: Sequence[Prompt]) -> list[tuple[Prompt, Completion]]:
@@ -202,8 +240,8 @@ def read_completions(path: Path, prompts: Sequence[Prompt]) -> list[tuple[Prompt
     """
     by_id = {prompt.id: prompt for prompt in prompts}
     found: list[tuple[Prompt, Completion]] = []
-    for where, row in _json_rows(path):
-        completion = _record(where, row, Completion)
+    for where, row in json_rows(path):
+        completion = as_record(where, row, Completion)
         prompt = by_id.get(completion.prompt_id)
         if prompt is None:
             raise DataError(
@@ -244,115 +282,6 @@ def _entries(data: Data, notify: Notify) -> Iterator[Entry]:
             refused.setdefault(item.message, Problem()).add(item.row)
     for note in (*data.reading.noted(), *refusal_notes(refused)):
         notify(f"{data.reading.path} ({data.format}): {note}")
-
-
-def _plain_pair(where: str, row: Row) -> PreferencePair:
-    prompt = _plain_prompt(where, row, {"prompt", "chosen", "rejected", "strength", "split"})
-    chosen = _text(where, row, "chosen")
-    rejected = _text(where, row, "rejected", may_be_empty=True)
-    fields = {key: row[key] for key in ("strength", "split") if key in row}
-    values = {
-        "id": content_id(prompt.id, chosen, rejected),
-        "prompt": prompt,
-        "chosen": Message(role="assistant", content=chosen),
-        "rejected": Message(role="assistant", content=rejected),
-        "group": prompt.id,
-        **fields,
-    }
-    return _record(where, values, PreferencePair)
-
-
-def _plain_labeled(where: str, row: Row) -> LabeledCompletion:
-    prompt = _plain_prompt(where, row, {"prompt", "completion", "label", "split"})
-    text, label = _text(where, row, "completion"), row.get("label")
-    if not isinstance(label, bool | int | float) or not 0 <= label <= 1:
-        raise DataError(f"{where}: label is {_shown(label)}; expected true (good), false (bad) or a probability")
-    fields = {"split": row["split"]} if "split" in row else {}
-    values = {
-        "id": content_id(prompt.id, text),
-        "prompt": prompt,
-        "completion": Message(role="assistant", content=text),
-        "soft_label": float(label),
-        **fields,
-    }
-    return _record(where, values, LabeledCompletion)
-
-
-def _plain_prompt(where: str, row: Row, known: set[str]) -> Prompt:
-    if unknown := sorted(set(row) - known):
-        raise DataError(f"{where}: unknown key {unknown[0]!r}; a plain row has {', '.join(sorted(known))}")
-    if "prompt" not in row:
-        raise DataError(f"{where}: no key 'prompt'; a plain row has {', '.join(sorted(known))}")
-    value = row["prompt"]
-    messages: Any = [{"role": "user", "content": value}] if isinstance(value, str) else value
-    if not isinstance(messages, list) or not messages:
-        raise DataError(f"{where}: prompt is {_shown(value)}; expected a text or a list of messages")
-    name = content_id("prompt", messages)
-    return _record(where, {"id": name, "messages": messages, "source": where.rpartition("/")[2]}, Prompt)
-
-
-def _text(where: str, row: Row, key: str, *, may_be_empty: bool = False) -> str:
-    value = row.get(key)
-    if not isinstance(value, str):
-        raise DataError(f"{where}: {key} is {_shown(value)}; expected a text")
-    if not value.strip() and not may_be_empty:
-        raise DataError(f"{where}: {key} is empty; give it some text or remove the line")
-    return value
-
-
-def _record(where: str, values: Row, model: type[RecordT]) -> RecordT:
-    try:
-        return model.model_validate_json(json.dumps(values, default=_as_json))
-    except ValidationError as error:
-        raise DataError(f"{where}: not a {model.__name__}: {first_problem(error)}") from error
-
-
-def _as_json(value: Record) -> dict[str, Any]:
-    return value.model_dump(mode="json")
-
-
-def _shown(value: object) -> str:
-    return "missing" if value is None else f"{json.dumps(value)[:40]} ({type(value).__name__})"
-
-
-def _prompt_rows(path: Path) -> Iterator[tuple[str, Row]]:
-    if path.suffix != ".txt":
-        yield from _json_rows(path)
-        return
-    for number, line in _lines(path):
-        if not line.strip():
-            raise DataError(f"{path}:{number}: the prompt is empty; give it some text or remove the line")
-        yield f"{path}:{number}", {"prompt": line}
-
-
-def _json_rows(path: Path) -> Iterator[tuple[str, Row]]:
-    for number, line in _lines(path):
-        if not line.strip():
-            continue
-        where = f"{path}:{number}"
-        try:
-            row: object = json.loads(line)
-            if "\\ud" in line.lower():
-                # Half of a surrogate pair is valid JSON, but no text: it could not be hashed or written again.
-                json.dumps(row, ensure_ascii=False).encode()
-        except (ValueError, RecursionError) as error:
-            problem = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-            raise DataError(f"{where}: bad JSON: {problem}; expected one JSON object a line") from error
-        if not isinstance(row, dict):
-            raise DataError(f"{where}: {type(row).__name__} instead of an object; expected one JSON object a line")
-        yield where, row
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield (number, text) of each line; a file with a manifest must still be what the manifest says."""
-    verify(path)
-    # Only "\n" ends a line: other separators may stand inside a text.
-    content = read_bytes(path).removeprefix(b"\xef\xbb\xbf").removesuffix(b"\n").split(b"\n")
-    for number, line in enumerate(content, start=1):
-        try:
-            yield number, line.decode().removesuffix("\r")
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path}:{number}: not UTF-8 text (byte {error.start}); convert the file") from error
 
 
 ItemT = TypeVar("ItemT")

@@ -5,7 +5,8 @@ microbatches change a number.
 """
 
 DEFINITIONS: dict[str, str] = {
-    "step": "Optimizer step (sft, reward, dpo and its kin) or iteration (ppo, online-dpo), counted from 1.",
+    "step": "Optimizer step (sft, reward, dpo and its kin, ilql), iteration (ppo, online-dpo) or round (rft), counted "
+    "from 1.",
     "time_s": "Seconds the step took.",
     "tokens_per_s_train": "Tokens learned from per second (ppo: completion tokens times epochs).",
     "tokens_per_s_sample": "Completion tokens sampled and read by policy, reference and critic per second.",
@@ -17,7 +18,8 @@ DEFINITIONS: dict[str, str] = {
     "padding_waste": "Share of computed positions that held no token.",
     "lr": "Learning rate of the (policy's) optimizer.",
     "grad_norm": "Global gradient norm before clipping.",
-    "loss": "Mean loss: per completion token (sft), per weighted pair (reward, dpo).",
+    "loss": "Mean loss: per completion token (sft, ilql; rft: of the round's last step), per weighted pair (reward, "
+    "dpo).",
     "heldout_loss": "Mean loss of what was held out: per completion token (sft), per weighted pair (dpo and its kin).",
     "heldout_accuracy": "`accuracy` of held-out pairs (dpo and its kin).",
     "accuracy": "Share of the batch's pairs in which chosen scored higher (dpo and its kin: by implicit reward), ties "
@@ -47,7 +49,7 @@ DEFINITIONS: dict[str, str] = {
     "importance_truncated": "Share of those tokens whose weight met the cap.",
     "importance_effective": "Share of those tokens that as many equal weights would be worth: (sum w)^2 / (n sum w^2).",
     "policy_loss": "Clipped policy loss, mean over the update's minibatches.",
-    "value_loss": "Clipped value loss, mean over the update's minibatches.",
+    "value_loss": "Clipped value loss, mean over the update's minibatches (ilql: expectile loss of V to Q).",
     "clip_fraction": "Share of tokens whose ratio the clip made ineffective.",
     "value_clip_fraction": "Share of tokens whose value the value clip made ineffective.",
     "ratio": "Mean probability ratio of new to old policy.",
@@ -56,6 +58,16 @@ DEFINITIONS: dict[str, str] = {
     "explained_variance": "1 - Var(return - value) / Var(return), of the critic before the update.",
     "epochs_run": "Epochs before the early stop.",
     "grad_norm_policy": "Global gradient norm of the policy before clipping, mean over minibatches.",
+    "q_loss": "Mean over tokens of the squared error of both Q heads to reward plus discounted next V (ilql).",
+    "cql_loss": "Mean over tokens of the cross-entropy of the token written under both heads' softmax (ilql).",
+    "awac_loss": "Mean over tokens of the (weighted) negative log-probability of the token written (ilql).",
+    "q_mean": "Mean over tokens of the lesser target Q of the token written, in units of the learned scores (ilql).",
+    "value_mean": "Mean over tokens of V before the token (ilql).",
+    "advantage_mean": "Mean over tokens of q_mean less value_mean: how much better the data is than the expectile.",
+    "grad_norm_heads": "Global gradient norm of the Q and V heads before clipping (ilql).",
+    "kept_score_mean": "Mean score of the round's completions that are imitated (rft).",
+    "kept_fraction": "Their share of all that were drawn (rft).",
+    "demonstrations": "Completions imitated in the round (rft).",
     "grad_norm_critic": "Global gradient norm of the critic before clipping, mean over minibatches.",
 }
 

@@ -304,6 +304,13 @@ class LabeledCompletion(Record):
     judgment_ids: tuple[str, ...] = ()
 
 
+class ScoredDemonstration(Demonstration):
+    """A prompt with a completion, good or bad, and how good it is: what offline reinforcement learning reads."""
+
+    score: float
+    """Higher is better; only differences between completions count."""
+
+
 class ScoredCompletion(Record):
     """A completion with the score a reward gave it; what `harken score` writes."""
 

@@ -5,9 +5,17 @@ from pathlib import Path
 import pytest
 
 from harken.artifacts import write_records
-from harken.datasets import read_demonstrations, read_pairs, read_prompts
+from harken.datasets import read_demonstrations, read_pairs, read_prompts, read_scored
 from harken.errors import DataError
-from harken.records import Demonstration, Message, PreferencePair, Prompt
+from harken.records import (
+    Completion,
+    Demonstration,
+    Message,
+    PreferencePair,
+    Prompt,
+    RatedCompletion,
+    ScoredDemonstration,
+)
 from tests.cli.calling import write_rows
 
 
@@ -47,6 +55,30 @@ def test_pairs_keep_strength_and_a_rejected_text_may_be_empty(tmp_path: Path) ->
     row = {"prompt": "a", "chosen": "b", "rejected": "", "strength": 3, "split": "train"}
     (pair,) = read_pairs(write_rows(tmp_path / "q.jsonl", [row]))
     assert (pair.strength, pair.split, pair.rejected.content, pair.soft_label) == (3, "train", "", 1.0)
+
+
+def test_scored_completions_come_as_rows_records_ratings_and_pairs(tmp_path: Path) -> None:
+    prompt = Prompt(id="p", messages=(user("a"),))
+    answer, other = (Message(role="assistant", content=text) for text in "bc")
+    record = ScoredDemonstration(id="d", prompt=prompt, completion=answer, score=0.25, split="heldout")
+    completion = Completion(id="c", prompt_id="p", message=answer)
+    rated = RatedCompletion(
+        prompt=prompt, completion=completion, mean=-1.5, std=0.5, ratings=(-1.0, -2.0), split="heldout"
+    )
+    pair = PreferencePair(id="q", prompt=prompt, chosen=answer, rejected=other, split="heldout")
+    rows = [
+        {"prompt": "a", "completion": "b", "score": 3, "split": "train"},
+        {"prompt": "a", "chosen": "b", "rejected": ""},
+    ]
+    records = [item.model_dump(mode="json", exclude_none=True) for item in (record, rated, pair)]
+    found = read_scored(write_rows(tmp_path / "s.jsonl", [*rows, *records]))
+    assert [(item.completion.content, item.score) for item in found] == [
+        *(("b", 3.0), ("b", 1.0), ("", -1.0)),
+        *(("b", 0.25), ("b", -1.5), ("b", 1.0), ("c", -1.0)),
+    ]
+    assert found[3] == record
+    assert [item.split for item in found[3:]] == ["heldout"] * 4
+    assert {item.prompt.messages for item in found} == {(user("a"),)}
 
 
 def test_one_id_for_two_prompts_is_refused(tmp_path: Path) -> None:

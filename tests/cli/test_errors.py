@@ -43,6 +43,7 @@ def here(tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) 
 DPO = ("dpo", "--model", "tiny", "--out", "out", "--data")
 ONLINE = ("online-dpo", "--model", "tiny", "--prompts", "prompts.txt", "--out", "out")
 KTO = ("kto", "--model", "tiny", "--out", "out", "--data")
+ILQL = ("ilql", "--model", "tiny", "--out", "out", "--data")
 SFT = ("sft", "--model", "tiny", "--out", "out", "--data")
 REWARD = ("reward", "--model", "tiny", "--out", "out", "--data")
 PPO = ("ppo", "--model", "tiny", "--prompts", "prompts.txt", "--out", "out", *FP32)
@@ -75,6 +76,19 @@ MISTAKES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "a label that is none": ((*KTO, "doubt.jsonl"), ('doubt.jsonl:2: label is "maybe"', "a probability")),
     "a label off the scale": ((*KTO, "stars.jsonl"), ("stars.jsonl:1: label is 5", "a probability")),
     "best without a measurement": ((*DPO, "pairs.jsonl", "--set", "keep_best=true"), ("needs heldout_every",)),
+    "best and average": (
+        (
+            *DPO,
+            "pairs.jsonl",
+            "--set",
+            "keep_best=true",
+            "--set",
+            "heldout_every=1",
+            "--set",
+            "optimizer.ema_decay=0.9",
+        ),
+        ("keep_best", "ema_decay"),
+    ),
     "setting of another loss": ((*KTO, "pairs.jsonl", "--set", "loss.margin=1"), ("'loss.margin'", "another `kind`")),
     "unknown loss": ((*DPO, "pairs.jsonl", "--set", "loss.kind=dop"), ("'loss'", "dop")),
     "kto online": (
@@ -82,6 +96,15 @@ MISTAKES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("`harken kto`",),
     ),
     "pairs for sft": ((*SFT, "pairs.jsonl"), ("pairs.jsonl:1: unknown key 'chosen'",)),
+    "completions without a score": ((*ILQL, "demonstrations.jsonl"), ("demonstrations.jsonl:1", "score")),
+    "best-of without a reward": (
+        ("generate", "--model", "tiny", "--prompts", "prompts.txt", "--out", "c.jsonl", "--best-of", "4"),
+        ("--best-of N and --reward R belong together",),
+    ),
+    "guidance without heads": (
+        ("generate", "--model", "tiny", "--prompts", "prompts.txt", "--out", "c.jsonl", "--set", "guidance=2"),
+        ("guidance = 2: tiny holds no Q heads",),
+    ),
     "unknown key in --set": ((*PPO_RULES, "--set", "stepz=1"), ("--set: unknown config key 'stepz'", "'steps'")),
     "unknown key in --config": ((*PPO_RULES, "--config", "key.toml"), ("key.toml", "'stepz'", "'steps'")),
     "bad TOML": ((*PPO_RULES, "--config", "bad.toml"), ("bad.toml: not valid TOML", "line 1")),

@@ -51,6 +51,16 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> dict
                 *("ppo", "--model", "out/sft", "--prompts", "prompts.txt", "--out", "out/ppo"),
                 *("--reward", "out/reward", *FP32, *STEPS),
             ),
+            "ilql": ("ilql", "--model", "out/sft", "--data", "pairs.jsonl", "--out", "out/ilql", *FP32, *SMALL),
+            "rft": (
+                *("rft", "--model", "out/sft", "--prompts", "prompts.txt", "--out", "out/rft"),
+                *("--reward", "lexicon", *FP32, "--set", "sampling.max_new_tokens=200"),
+                *("--set", "sampling.temperature=2"),
+            ),
+            "best": (
+                *("generate", "--model", "out/ilql", *prompts, "--out", "b.jsonl"),
+                *("--best-of", "4", "--reward", "lexicon", *FP32, *SHORT),
+            ),
             "evaluate": (
                 *("evaluate", "--model", "out/ppo", *prompts, "--out", "out/evaluate"),
                 *("--reward", "out/reward", *FP32, *SHORT, "--set", "bootstrap_resamples=100"),
@@ -98,6 +108,18 @@ def test_commands_print_where_their_result_is(made: dict[str, Ended], here: Path
     folders = ("sft", "dpo", "kto", "ipo", "simpo", "orpo", "cpo", "online", "ppo")
     for folder in [f"out/{name}/model" for name in folders]:
         assert (here / folder / "model.safetensors").is_file()
+
+
+def test_the_best_of_some_draws_comes_with_what_was_gained(made: dict[str, Ended], here: Path) -> None:
+    assert made["ilql"].out == "out/ilql/model\n"
+    assert made["rft"].out == "out/rft/model\n"
+    assert (here / "out/ilql/model/q_heads.safetensors").is_file()
+    assert "b.jsonl: 2 completions of 2 prompts" in made["best"].out
+    manifest = read_manifest(here / "b.jsonl")
+    assert manifest is not None
+    found = manifest.info["best_of"]
+    assert set(found["expected"]) == {"1", "2", "4"}
+    assert f"4{found['expected']['4']:>29.3f}" in made["best"].out
 
 
 def test_progress_goes_to_standard_error_only(made: dict[str, Ended]) -> None:

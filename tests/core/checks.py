@@ -9,6 +9,7 @@ from types import ModuleType
 
 from tests.core import checks_distributions as low
 from tests.core import checks_losses as high
+from tests.core import checks_offline as offline
 from tests.core import checks_preference as preference
 
 CHECKS: dict[str, list[Callable[[ModuleType], None]]] = {
@@ -17,6 +18,8 @@ CHECKS: dict[str, list[Callable[[ModuleType], None]]] = {
     "logprobs": [
         low.check_token_logprobs,
         low.check_token_logprobs_by_hand,
+        offline.check_token_logprobs_of_some_tokens,
+        offline.check_nucleus,
         low.check_sampling_logprobs,
         low.check_inverse_cdf,
         low.check_draw_tokens,
@@ -59,6 +62,19 @@ CHECKS: dict[str, list[Callable[[ModuleType], None]]] = {
         preference.check_kto_at_random,
         preference.check_kto_gradient,
         preference.check_kto_baseline,
+    ],
+    "ilql_loss": [
+        offline.check_next_values,
+        offline.check_expectile,
+        offline.check_ilql,
+        offline.check_ilql_at_random,
+        offline.check_ilql_gradient,
+    ],
+    "best_of_n": [
+        offline.check_best_of_n_kl,
+        offline.check_best_of_n_logprobs,
+        offline.check_expected_best_of_n,
+        offline.check_soft_choice,
     ],
     "sft_loss": [high.check_completion_nll],
 }

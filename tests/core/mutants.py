@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 from tests.core import mutants_losses as losses
+from tests.core.mutants_offline import BEST_OF_N, ILQL_LOSS, NUCLEUS
 from tests.core.mutants_preference import KTO_LOSS, PREFERENCE_LOSS
 
 
@@ -159,7 +160,7 @@ MUTANTS = [
     for module, edits in {
         "aggregate": AGGREGATE,
         "masking": MASKING,
-        "logprobs": LOGPROBS,
+        "logprobs": LOGPROBS + NUCLEUS,
         "kl": KL,
         "rewards": losses.REWARDS,
         "advantages": losses.ADVANTAGES,
@@ -169,6 +170,8 @@ MUTANTS = [
         "reward_loss": losses.REWARD_LOSS,
         "preference_loss": PREFERENCE_LOSS,
         "kto_loss": KTO_LOSS,
+        "ilql_loss": ILQL_LOSS,
+        "best_of_n": BEST_OF_N,
         "sft_loss": losses.SFT_LOSS,
     }.items()
     for name, old, new in edits

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from harken.config import AdaptiveKl, FullConfig, LoraConfig, OptimizerConfig, SamplingConfig, Tune
+from harken.config import AdaptiveKl, FullConfig, LoraConfig, MaskConfig, OptimizerConfig, SamplingConfig, Tune
 from harken.errors import ResumeError
+from harken.policy.ilql import ilql
 from harken.policy.online_dpo import online_dpo
 from harken.policy.ppo import ppo
 from harken.policy.preference import dpo, kto
@@ -63,8 +64,20 @@ def _ppo(model: Path, tune: Tune, save_every: int = 1) -> Stage:
     return lambda out, reporter: ppo(model, material.prompts(), material.count_letter, out, config, reporter=reporter)
 
 
-STAGES = {"sft": (_sft, 6), "reward": (_reward, 4), "dpo": (_dpo, 4), "kto": (_kto, 4)}
-STAGES |= {"online-dpo": (_online_dpo, 4), "ppo": (_ppo, 4)}
+def _ilql(model: Path, tune: Tune, save_every: int = 1) -> Stage:
+    # 16 completions in batches of 4, once: 4 steps; the target heads move at steps 2 and 4.
+    config = material.ilql_config(tune=tune, save_every=save_every)
+    return lambda out, reporter: ilql(model, material.scored(), out, config, reporter=reporter)
+
+
+def _nlpo(model: Path, tune: Tune, save_every: int = 1) -> Stage:
+    # The mask is renewed at steps 3 only, so that a checkpoint's is not the policy of that moment.
+    config = material.ppo_config(tune=tune, save_every=save_every, mask=MaskConfig(top_p=0.8, refresh_every=3))
+    return lambda out, reporter: ppo(model, material.prompts(), material.count_letter, out, config, reporter=reporter)
+
+
+STAGES = {"sft": (_sft, 6), "reward": (_reward, 4), "dpo": (_dpo, 4), "kto": (_kto, 4), "online-dpo": (_online_dpo, 4)}
+STAGES |= {"ppo": (_ppo, 4), "ilql": (_ilql, 4), "nlpo": (_nlpo, 4)}
 CASES = [(name, tune) for name in STAGES for tune in (LORA, FullConfig())]
 
 

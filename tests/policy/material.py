@@ -11,18 +11,21 @@ from harken.config import (
     ChatConfig,
     ComputeConfig,
     DpoConfig,
+    IlqlConfig,
+    IlqlLossConfig,
     KtoConfig,
     OnlineDpoConfig,
     OptimizerConfig,
     PpoConfig,
     RewardConfig,
+    RftConfig,
     SamplingConfig,
     ScoreConfig,
     SftConfig,
 )
 from harken.metrics import DECIDED_BY_MACHINE
 from harken.progress import Describe, Reporter
-from harken.records import Completion, Demonstration, Message, PreferencePair, Prompt
+from harken.records import Completion, Demonstration, Message, PreferencePair, Prompt, ScoredDemonstration
 
 COMPUTE = ComputeConfig(dtype="float32", device="cpu")
 RAW = ChatConfig(template="raw")
@@ -144,6 +147,46 @@ def online_dpo_config(**changes: Any) -> OnlineDpoConfig:
         "compute": COMPUTE,
     }
     return OnlineDpoConfig(**(settings | changes))
+
+
+def ilql_config(**changes: Any) -> IlqlConfig:
+    settings: dict[str, Any] = {
+        "batch_size": 4,
+        "loss": IlqlLossConfig(target_rate=0.5, target_every=2),
+        "chat": RAW,
+        "compute": COMPUTE,
+    }
+    return IlqlConfig(**(settings | changes))
+
+
+def scored(count: int = 16, heldout: int = 4, *, seed: int = 0) -> list[ScoredDemonstration]:
+    """Return texts whose score is the number of LETTER in them."""
+    rng = random.Random(seed)
+    found: list[ScoredDemonstration] = []
+    for index in range(count + heldout):
+        text = text_with(rng, index % 5)
+        found.append(
+            ScoredDemonstration(
+                id=f"scored-{index}",
+                prompt=prompt("say"),
+                completion=Message(role="assistant", content=text),
+                score=float(text.count(LETTER)),
+                split="train" if index < count else "heldout",
+            )
+        )
+    return found
+
+
+def rft_config(**changes: Any) -> RftConfig:
+    settings: dict[str, Any] = {
+        "completions_per_prompt": 8,
+        "keep": 2,
+        "batch_size": 4,
+        "sampling": SamplingConfig(max_new_tokens=40, temperature=1.5),
+        "chat": RAW,
+        "compute": COMPUTE,
+    }
+    return RftConfig(**(settings | changes))
 
 
 def ppo_config(**changes: Any) -> PpoConfig:

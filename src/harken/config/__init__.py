@@ -1,7 +1,9 @@
 """One frozen config per stage; an unknown key is an error that names the nearest valid one."""
 
 from harken.config.base import Config, apply_overrides, build, differences, field_paths, load
-from harken.config.evaluate import EvaluateConfig, GenerateConfig
+from harken.config.evaluate import BestOfConfig, EvaluateConfig, GenerateConfig
+from harken.config.ilql import IlqlConfig, IlqlLossConfig
+from harken.config.nlpo import MaskConfig
 from harken.config.ppo import AdaptiveKl, FixedKl, PpoConfig, PpoLossConfig, ScoreConfig
 from harken.config.preference import (
     CpoConfig,
@@ -30,6 +32,7 @@ from harken.config.recipe import (
     load_recipe,
 )
 from harken.config.reward import RewardConfig
+from harken.config.rft import RftConfig
 from harken.config.sampler import OwnSamplerConfig, SamplerConfig, VllmConfig, VllmServerConfig
 from harken.config.sft import SftConfig
 from harken.config.shared import (
@@ -45,6 +48,7 @@ from harken.config.shared import (
 __all__ = [
     "RECIPES",
     "AdaptiveKl",
+    "BestOfConfig",
     "ChatConfig",
     "CollectConfig",
     "ComputeConfig",
@@ -58,11 +62,14 @@ __all__ = [
     "FullConfig",
     "GenerateConfig",
     "HingeLossConfig",
+    "IlqlConfig",
+    "IlqlLossConfig",
     "IpoConfig",
     "IpoLossConfig",
     "KtoConfig",
     "KtoLossConfig",
     "LoraConfig",
+    "MaskConfig",
     "OnlineDpoConfig",
     "OptimizerConfig",
     "OrpoConfig",
@@ -74,6 +81,7 @@ __all__ = [
     "PreferencesConfig",
     "RecipeConfig",
     "RewardConfig",
+    "RftConfig",
     "RobustDpoLossConfig",
     "SamplerConfig",
     "SamplingConfig",

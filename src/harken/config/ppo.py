@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from harken.config.base import Config
+from harken.config.nlpo import MaskConfig
 from harken.config.sampler import OwnSamplerConfig, SamplerConfig
 from harken.config.shared import (
     ChatConfig,
@@ -105,6 +106,8 @@ class PpoConfig(Config):
     """What happens to a score before it becomes reward."""
     loss: PpoLossConfig = PpoLossConfig()
     """Losses and advantages."""
+    mask: MaskConfig | None = None
+    """NLPO's mask of unlikely tokens, as in `--set mask.top_p=0.9`; none: plain PPO."""
     max_length: Count = 1024
     """Longest prompt plus completion, in tokens."""
     save_every: Count = 1
@@ -133,5 +136,10 @@ class PpoConfig(Config):
             raise ValueError(
                 "PPO samples from the whole distribution: with top_p or top_k the log-probabilities it learns from "
                 "would not be those it sampled with; set top_p = 1 and top_k = 0"
+            )
+        if self.mask is not None and not isinstance(self.sampler, OwnSamplerConfig):
+            raise ValueError(
+                f"sampler.kind = {self.sampler.kind!r} cannot draw from a masked policy: it takes only the policy's "
+                "weights; set sampler.kind = 'own', or leave mask out"
             )
         return self

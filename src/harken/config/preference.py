@@ -179,6 +179,8 @@ class DpoConfig(Config):
     def _best_is_measured(self) -> Self:
         if self.keep_best and self.heldout_every is None:
             raise ValueError("keep_best = true needs heldout_every: say how often the held-out loss is measured")
+        if self.keep_best and self.optimizer.ema_decay is not None:
+            raise ValueError("keep_best gives back one step's policy, optimizer.ema_decay an average; choose one")
         return self
 
 

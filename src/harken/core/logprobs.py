@@ -16,6 +16,9 @@ from harken.core.masking import true_rows
 LogitsFn = Callable[[Tensor], Tensor]
 """Output layer of a model: states (N, H) to logits (N, V)."""
 
+SupportFn = Callable[[Tensor], Tensor]
+"""States (N, H) to (N, V) bool, True = token may be drawn."""
+
 BLOCK = 128
 """Tokens whose mass is added up together when a token is drawn."""
 
@@ -27,10 +30,13 @@ class TokenLogprobs(NamedTuple):
         logprobs: (B, S) fp32, nats, zero where masked out.
         entropy: (B, S) fp32, nats, of the distribution the token was drawn from, zero where masked
             out; None if it was not asked for.
+        log_mass: (B, S) fp32, nats, logarithm of the mass that the tokens which may be drawn have
+            among all, zero where masked out; None if all may be drawn.
     """
 
     logprobs: Tensor
     entropy: Tensor | None
+    log_mass: Tensor | None = None
 
 
 def preceding_states(hidden_BSH: Tensor, mask_BS: Tensor) -> Tensor:
@@ -63,6 +69,7 @@ def token_logprobs(
     temperature: float = 1.0,
     chunk_tokens: int = 1024,
     with_entropy: bool = False,
+    support_fn: SupportFn | None = None,
 ) -> TokenLogprobs:
     """Log-probability (and entropy) of every completion token, in chunks of tokens.
 
@@ -78,6 +85,8 @@ def token_logprobs(
         temperature: logits are divided by it, as in sampling; above zero.
         chunk_tokens: rows per call of ``logits_fn``, at least 1.
         with_entropy: also compute -sum p log p over the vocabulary, differentiable.
+        support_fn: which tokens may be drawn from a state; the softmax is over these and the token
+            that was drawn, which rounding may have put outside. None: all tokens.
 
     Returns:
         TokenLogprobs; the softmax is computed in fp32 (in fp64 for fp64 logits).
@@ -92,23 +101,24 @@ def token_logprobs(
     states = preceding_states(hidden_BSH, completion_mask_BS)
     token_ids = ids_BS[completion_mask_BS]
 
-    def one_chunk(chunk_states: Tensor, chunk_ids: Tensor) -> tuple[Tensor, Tensor]:
+    def one_chunk(chunk_states: Tensor, chunk_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logits = _tempered(logits_fn(chunk_states), temperature)
-        return _gather_logprobs(logits, chunk_ids, with_entropy=with_entropy)
+        if support_fn is None:
+            logprobs, entropy = _gather_logprobs(logits, chunk_ids, with_entropy=with_entropy)
+            return logprobs, entropy, logprobs.detach()
+        allowed = support_fn(chunk_states).scatter(1, chunk_ids[:, None], value=True)
+        inside = logits.masked_fill(~allowed, -torch.inf)
+        log_mass = inside.logsumexp(dim=-1) - logits.logsumexp(dim=-1)
+        return *_gather_logprobs(inside, chunk_ids, with_entropy=with_entropy), log_mass
 
-    logprob_chunks: list[Tensor] = []
-    entropy_chunks: list[Tensor] = []
+    chunks: list[tuple[Tensor, Tensor, Tensor]] = []
     for pair in zip(_chunks(states, chunk_tokens), _chunks(token_ids, chunk_tokens), strict=True):
         if torch.is_grad_enabled():
-            logprobs, entropy = cast(tuple[Tensor, Tensor], checkpoint(one_chunk, *pair, use_reentrant=False))
+            chunks.append(cast(tuple[Tensor, Tensor, Tensor], checkpoint(one_chunk, *pair, use_reentrant=False)))
         else:
-            logprobs, entropy = one_chunk(*pair)
-        logprob_chunks.append(logprobs)
-        entropy_chunks.append(entropy)
-    return TokenLogprobs(
-        logprobs=_scatter(logprob_chunks, completion_mask_BS),
-        entropy=_scatter(entropy_chunks, completion_mask_BS) if with_entropy else None,
-    )
+            chunks.append(one_chunk(*pair))
+    logprobs, entropy, log_mass = (_scatter(list(part), completion_mask_BS) for part in zip(*chunks, strict=True))
+    return TokenLogprobs(logprobs, entropy if with_entropy else None, None if support_fn is None else log_mass)
 
 
 def sampling_logprobs(logits_NV: Tensor, *, temperature: float, top_k: int, top_p: float) -> Tensor:
@@ -146,6 +156,25 @@ def sampling_logprobs(logits_NV: Tensor, *, temperature: float, top_k: int, top_
         logprobs = logprobs.masked_fill(~_top_p_tokens(logprobs, top_p), -torch.inf)
         logprobs = logprobs.log_softmax(dim=-1)
     return logprobs
+
+
+def nucleus(logits_NV: Tensor, top_p: float) -> Tensor:
+    """Smallest set of tokens whose mass reaches ``top_p``: True = in it.
+
+    Args:
+        logits_NV: (N, V), any float type.
+        top_p: mass to keep, in (0, 1].
+
+    Returns:
+        (N, V) bool; the set of ``sampling_logprobs``.
+
+    Raises:
+        ValueError: if top_p is outside its range.
+
+    Source:
+        arXiv:1904.09751 eq. 2-3.
+    """
+    return sampling_logprobs(logits_NV, temperature=1.0, top_k=0, top_p=top_p) > -torch.inf
 
 
 def inverse_cdf_sample(logprobs_NV: Tensor, uniforms_N: Tensor) -> Tensor:

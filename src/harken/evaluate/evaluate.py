@@ -15,6 +15,7 @@ from harken.evaluate.text import distinct_n, repetition
 from harken.lm.batch import Batch, Tokens, pad
 from harken.lm.forward import by_microbatch, completion_logprobs
 from harken.lm.load import load_model
+from harken.lm.q_heads import read_guide
 from harken.lm.sample import completion_seeds, sample, to_completion
 from harken.lm.trunk import Trunk
 from harken.progress import QUIET, Reporter
@@ -58,7 +59,8 @@ def evaluate(
     sides: dict[str, Side] = {}
     for name, source in (("policy", model), ("against", against)):
         trunk = Trunk(load_model(source, compute=config.compute, chat=config.chat, notify=reporter.say))
-        sides[name] = Side(trunk, prompts, config, reporter, name)
+        role = read_guide(trunk, source, config.guidance if name == "policy" else None)
+        sides[name] = Side(trunk, prompts, config, reporter, name, role=role)
     scores = {judge: {name: side.scores(reward) for name, side in sides.items()} for judge, reward in judges.items()}
     result = compare(sides["policy"], sides["against"], scores, config)
     write_json(out / "evaluation.json", result)
@@ -91,9 +93,9 @@ def compare(policy: "Side", against: "Side", scores: Scores, config: EvaluateCon
             **{metric: bootstrap_mean(found[name], **options).as_dict() for metric, found in by_prompt.items()},
             # Of all texts together, so there is nothing to resample.
             **{f"distinct_{n}": _plain(distinct_n(side.texts(), n)) for n in (1, 2, 3)},
-            "perplexity_reference": _plain(side.perplexity(against.trunk, config)),
+            "perplexity_reference": _plain(side.perplexity(against, config)),
         }
-    result["policy"]["kl_sequence"] = bootstrap_mean(policy.kl(against.trunk, config), **options).as_dict()
+    result["policy"]["kl_sequence"] = bootstrap_mean(policy.kl(against, config), **options).as_dict()
     for metric, found in by_prompt.items():
         result["difference"][metric] = paired_difference(found["policy"], found["against"], **options).as_dict()
     for judge, found in scores.items():
@@ -111,9 +113,11 @@ class Side:
         config: EvaluateConfig,
         reporter: Reporter,
         name: str,
+        *,
+        role: str | None = None,
     ) -> None:
-        """Sample; both sides draw with the same seeds."""
-        self.trunk = trunk
+        """Sample with a role (None: the model itself); both sides draw with the same seeds."""
+        self.trunk, self.role = trunk, role
         self.n = config.completions_per_prompt
         self.prompts = [prompt for prompt in prompts for _ in range(self.n)]
         settings = SamplingSettings(**config.sampling.model_dump())
@@ -127,7 +131,7 @@ class Side:
         for start in reporter.track(rounds, f"eval {name}", total=len(rounds)):
             chosen = ids[start : start + per_round]
             these = seeds[start * self.n : (start + len(chosen)) * self.n]
-            drawn = sample(trunk, None, chosen, settings, seeds=these, n=self.n, batch_size=config.batch_size)
+            drawn = sample(trunk, role, chosen, settings, seeds=these, n=self.n, batch_size=config.batch_size)
             self.tokens += [Tokens(chosen[row // self.n], item.token_ids) for row, item in enumerate(drawn)]
             asked = self.prompts[start * self.n :][: len(drawn)]
             self.completions += [
@@ -159,15 +163,16 @@ class Side:
         """Return each completion's share of repeated 4-grams, by prompt."""
         return self._by_prompt([repetition([text]) for text in self.texts()])
 
-    def logprobs(self, trunk: Trunk, config: EvaluateConfig) -> torch.Tensor:
-        """Return (B, S) log-probabilities of the completion tokens under a model."""
+    def logprobs(self, side: "Side", config: EvaluateConfig) -> torch.Tensor:
+        """Return (B, S) log-probabilities of the completion tokens under a side's model."""
+        trunk = side.trunk
         batch = pad(self.tokens, trunk.device)
         settings = config.compute
 
         def read(part: Batch) -> torch.Tensor:
             return completion_logprobs(
                 trunk,
-                None,
+                side.role,
                 part,
                 temperature=config.sampling.temperature,
                 chunk_tokens=settings.chunk_tokens,
@@ -175,12 +180,12 @@ class Side:
 
         return by_microbatch(batch, read, max_tokens=settings.scoring_tokens, padded=trunk.computes_padding).cpu()
 
-    def kl(self, reference: Trunk, config: EvaluateConfig) -> list[list[float]]:
+    def kl(self, reference: "Side", config: EvaluateConfig) -> list[list[float]]:
         """Return log pi - log pi_ref of each completion (k1, nats) by prompt; its mean is the sequence KL."""
-        own, theirs = self.logprobs(self.trunk, config), self.logprobs(reference, config)
+        own, theirs = self.logprobs(self, config), self.logprobs(reference, config)
         return self._by_prompt((own - theirs).sum(1).tolist())
 
-    def perplexity(self, reference: Trunk, config: EvaluateConfig) -> float:
+    def perplexity(self, reference: "Side", config: EvaluateConfig) -> float:
         """Return exp of the mean negative log-probability per completion token under the reference."""
         total = float(self.logprobs(reference, config).sum())
         count = sum(len(tokens.completion) for tokens in self.tokens)

@@ -8,7 +8,7 @@
 `decode_llama` does the same with fewer operations for the architectures it knows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -51,6 +51,34 @@ def pad_left(prompts: Sequence[list[int]], device: torch.device) -> tuple[Tensor
         ids[row, size - len(prompt) :] = torch.tensor(prompt)
     padding = torch.tensor([size - len(prompt) for prompt in prompts])
     return ids.to(device), padding.to(device)
+
+
+class PairedDecoder:
+    """Two decoders on the same tokens, whose states stand side by side: (R, 2 H)."""
+
+    def __init__(self, *parts: tuple[Decoder, Callable[[], object]]) -> None:
+        """Take the decoders, each with what switches its role on."""
+        self.parts = parts
+
+    def prefill(self, prompts: Sequence[list[int]], *, n: int, new_tokens: int) -> Tensor:
+        """Read prompts once, give each `n` rows with room for `new_tokens` more; return states (R, 2 H)."""
+        return self._together(lambda decoder: decoder.prefill(prompts, n=n, new_tokens=new_tokens))
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Append a token to each row; return states (R, 2 H)."""
+        return self._together(lambda decoder: decoder.step(tokens))
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these rows, in this order."""
+        for decoder, _ in self.parts:
+            decoder.keep(rows)
+
+    def _together(self, read: Callable[[Decoder], Tensor]) -> Tensor:
+        states: list[Tensor] = []
+        for decoder, switch_on in self.parts:
+            switch_on()
+            states.append(read(decoder))
+        return torch.cat(states, dim=-1)
 
 
 class RoomyLayer(DynamicLayer):

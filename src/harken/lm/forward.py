@@ -41,6 +41,7 @@ def completion_logprobs(
         temperature=temperature,
         chunk_tokens=chunk_tokens,
         with_entropy=with_entropy,
+        support_fn=trunk.support_fn(role),
     )
 
 

@@ -22,7 +22,17 @@ from transformers.utils import logging as transformers_logging
 
 from harken import assets
 from harken.artifacts import read_json, storage_errors
-from harken.config import ChatConfig, ComputeConfig, DpoConfig, OnlineDpoConfig, PpoConfig, RewardConfig, SftConfig
+from harken.config import (
+    ChatConfig,
+    ComputeConfig,
+    DpoConfig,
+    IlqlConfig,
+    OnlineDpoConfig,
+    PpoConfig,
+    RewardConfig,
+    RftConfig,
+    SftConfig,
+)
 from harken.errors import DataError, UsageError
 from harken.lm.attention import use_short_attention
 from harken.lm.chat import Chat
@@ -30,7 +40,9 @@ from harken.lm.machine import matrix_rate
 from harken.runs import Run
 
 Notify = Callable[[str], None]
-StageConfigT = TypeVar("StageConfigT", SftConfig, RewardConfig, DpoConfig, OnlineDpoConfig, PpoConfig)
+StageConfigT = TypeVar(
+    "StageConfigT", SftConfig, RewardConfig, DpoConfig, OnlineDpoConfig, PpoConfig, IlqlConfig, RftConfig
+)
 
 # A damaged file shows as any of these, by file and format.
 _UNREADABLE = (

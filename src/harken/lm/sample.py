@@ -8,13 +8,14 @@ the temperature.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 
 from harken.core.logprobs import draw_tokens
 from harken.lm.chat import Chat
-from harken.lm.decode import ModelDecoder, kept_rows
+from harken.lm.decode import Decoder, ModelDecoder, PairedDecoder, kept_rows
 from harken.lm.decode_llama import LlamaDecoder
 from harken.lm.llama import is_supported
 from harken.lm.trunk import Trunk
@@ -110,6 +111,18 @@ def to_completion(
     )
 
 
+def _open_decoder(trunk: Trunk, role: str | None) -> Decoder:
+    def one(name: str | None) -> Decoder:
+        network: Any = trunk.network(name)
+        return LlamaDecoder(network, trunk.switch.role) if is_supported(network) else ModelDecoder(network)
+
+    mask = trunk.mask(role)
+    if mask is None:
+        return one(role)
+    # A model's own forward pass computes with the adapters that are switched on at that moment.
+    return PairedDecoder(*((one(name), partial(trunk.network, name)) for name in (role, mask.role)))
+
+
 def _decode(
     trunk: Trunk,
     role: str | None,
@@ -118,9 +131,8 @@ def _decode(
     seeds: list[int],
     n: int,
 ) -> list[Sampled]:
-    network: Any = trunk.network(role)
-    decoder = LlamaDecoder(network, trunk.switch.role) if is_supported(network) else ModelDecoder(network)
-    logits_fn = trunk.logits_fn(role)
+    logits_fn, support_fn = trunk.logits_fn(role), trunk.support_fn(role)
+    decoder = _open_decoder(trunk, role)
     stop_ids = torch.tensor(sorted(trunk.chat.stop_ids), device=trunk.device)
     # One stream a row, drawn up front: (rows, max_new_tokens).
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -130,8 +142,11 @@ def _decode(
     alive = list(range(len(seeds)))
     states = decoder.prefill(prompts, n=n, new_tokens=settings.max_new_tokens)
     for step in range(settings.max_new_tokens):
+        logits = logits_fn(states)
+        if support_fn is not None:
+            logits = logits.masked_fill(~support_fn(states), -torch.inf)
         tokens, logprobs = draw_tokens(
-            logits_fn(states),
+            logits,
             uniforms[alive, step],
             temperature=settings.temperature,
             top_k=settings.top_k,

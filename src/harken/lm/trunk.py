@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from harken.config import FullConfig, LoraConfig
+from harken.core.logprobs import nucleus
 from harken.errors import ConfigError
 from harken.lm.batch import Batch, microbatches, padding_waste
 from harken.lm.llama import hidden_states, is_supported
@@ -38,11 +39,25 @@ class Role:
     lora: LoraConfig | None = None
     through: str | None = None
     """The role whose adapters it reads through, where it has none of its own."""
-    head: nn.Linear | None = None
-    """States (N, H) fp32 to scalars (N, 1)."""
+    head: nn.Module | None = None
+    """States (N, H) fp32 to scalars (N, 1); heads with more to say are asked themselves."""
+    guide: Callable[[Tensor, Tensor], Tensor] | None = None
+    """What becomes of states (N, H) and their logits (N, V): logits that are drawn from instead."""
+    mask: "Mask | None" = None
+    """Which tokens it may write at all."""
     gain: float = 1.0
     """What the head reads is in units of `gain * scalar + bias`."""
     bias: float = 0.0
+
+
+@dataclass(frozen=True)
+class Mask:
+    """A role writes only tokens that another role finds likely: the smallest set with this mass."""
+
+    role: str
+    """Whose likely tokens."""
+    top_p: float
+    """The mass, in (0, 1]."""
 
 
 class Trunk:
@@ -112,16 +127,28 @@ class Trunk:
                 pass
         if head:
             width = self.hidden_size
-            role.head = nn.Linear(width, 1, device=self.device, dtype=torch.float32)
+            layer = nn.Linear(width, 1, device=self.device, dtype=torch.float32)
             generator = torch.Generator().manual_seed(derive_seed(seed, "head"))
             weight = torch.randn(1, width, generator=generator) / math.sqrt(width + 1)
             with torch.no_grad():
-                role.head.weight.copy_(weight)
-                role.head.bias.zero_()
+                layer.weight.copy_(weight)
+                layer.bias.zero_()
+            role.head = layer
         self.roles[name] = role
 
     def hidden(self, role: str | None, batch: Batch) -> Tensor:
-        """Return (B, S, H), the last layer's states of a batch under a role (None = reference)."""
+        """Return (B, S, H), the last layer's states of a batch under a role (None = reference).
+
+        Of a role with a mask: (B, S, 2 H), beside them the states that the mask is made from, without gradient.
+        """
+        mask = self.mask(role)
+        if mask is None:
+            return self._states(role, batch)
+        with torch.no_grad():
+            beside = self._states(mask.role, batch)
+        return torch.cat([self._states(role, batch), beside], dim=-1)
+
+    def _states(self, role: str | None, batch: Batch) -> Tensor:
         network: Any = self.network(role)
         if is_supported(network):
             return hidden_states(network, self.switch.role, batch)
@@ -165,8 +192,26 @@ class Trunk:
         """Whether only a role's head learns, so that its states stay as they are."""
         return self.roles[role].lora is None and self.roles[role].full_model is None
 
+    def mask(self, role: str | None) -> Mask | None:
+        """Return which tokens a role may write; None: all."""
+        return None if role is None else self.roles[role].mask
+
+    def support_fn(self, role: str | None) -> Callable[[Tensor], Tensor] | None:
+        """Return what maps states (N, 2 H) of a role with a mask to (N, V) bool, True = it may write the token."""
+        mask = self.mask(role)
+        if mask is None:
+            return None
+        logits = self.logits_fn(mask.role)
+
+        @torch.no_grad()
+        def support(states: Tensor) -> Tensor:
+            return nucleus(logits(states[:, self.hidden_size :]), mask.top_p)
+
+        return support
+
     def logits_fn(self, role: str | None) -> Callable[[Tensor], Tensor]:
-        """Return the output layer of a role: states (N, H) to logits (N, V)."""
+        """Return the output layer of a role: states (N, H) to logits (N, V), guided where the role has a guide."""
+        own = Role() if role is None else self.roles[role]
         network: Any = self.network(role)
         layer = network.get_output_embeddings()
         config = network.config
@@ -175,10 +220,13 @@ class Trunk:
         scale /= getattr(config, "logits_scaling", None) or 1.0
 
         def logits(states: Tensor) -> Tensor:
+            if own.mask is not None:
+                states = states[:, : self.hidden_size]
             values = layer(states)
             if scale != 1.0:
                 values = values * scale
-            return values if soft_cap is None else torch.tanh(values / soft_cap) * soft_cap
+            values = values if soft_cap is None else torch.tanh(values / soft_cap) * soft_cap
+            return values if own.guide is None else own.guide(states, values)
 
         return logits
 

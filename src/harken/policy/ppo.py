@@ -29,6 +29,7 @@ from harken.lm.optim import Optimizer
 from harken.lm.samplers import Sampler, open_sampler
 from harken.lm.speed import Meter
 from harken.lm.trunk import Trunk
+from harken.policy.nlpo import add_mask, load_mask, outside_loss, renew_mask_if_due, save_mask
 from harken.policy.rollout import CRITIC, POLICY, Rollout, rollout, score
 from harken.policy.selftest import check_first_rollout, check_first_update, check_output_layer
 from harken.policy.sft import save_policy
@@ -85,6 +86,7 @@ def ppo(
     trunk = state.trunk
     if run.checkpoint_folder:
         state.kl_coef = load_training(run.checkpoint_folder, trunk, state.optimizers)["kl_coef"]
+        load_mask(run.checkpoint_folder, trunk)
     meter = Meter(trunk, config.tune)
     metrics: dict[str, float] = {}
 
@@ -96,12 +98,14 @@ def ppo(
         timer = Timer()
         experience = rollout(trunk, draw_prompts(prompts, config, step), config, step=step, sampler=state.sampler)
         if step == 0:
-            check_first_rollout(trunk, experience, foreign=not isinstance(config.sampler, OwnSamplerConfig))
+            foreign = not isinstance(config.sampler, OwnSamplerConfig)
+            check_first_rollout(trunk, experience, foreign=foreign, mask=config.mask)
         num_tokens = int(experience.batch.completion_mask.sum())
         timer.measure("sample", num_tokens)
         scores = score(experience, reward)
         timer.measure("score", num_tokens)
         metrics = update(state, experience, scores, config, step=step)
+        renew_mask_if_due(trunk, POLICY, config.mask, step + 1)
         timer.measure("train", num_tokens * int(metrics["epochs_run"]))
         flops = step_flops(meter, experience, int(metrics["epochs_run"]))
         run.log(step + 1, {**metrics, **timer.rates(), **meter.figures(timer, flops)})
@@ -122,6 +126,7 @@ def prepare(model: str | Path, reward: Reward, config: PpoConfig, reporter: Repo
     """
     trunk = Trunk(load_model(model, compute=config.compute, chat=config.chat, notify=reporter.say))
     trunk.add_role(POLICY, config.tune, seed=derive_seed(config.seed, POLICY))
+    add_mask(trunk, POLICY, config.mask, config.tune)
     if isinstance(config.tune, FullConfig) and config.critic == "own":
         # Copies of the base are made before any reward model puts its adapters on it.
         trunk.add_role(CRITIC, config.tune, seed=derive_seed(config.seed, CRITIC), head=True)
@@ -244,10 +249,7 @@ def make_rewards(experience: Rollout, scores: Tensor, config: PpoConfig, kl_coef
     clipped = clip_scores(scores, config.score.clip)
     if config.score.stop_penalty != "none":
         clipped = apply_stop_penalty(
-            clipped,
-            experience.stopped,
-            mode=config.score.stop_penalty,
-            value=config.score.stop_value,
+            clipped, experience.stopped, mode=config.score.stop_penalty, value=config.score.stop_value
         )
     kl = kl_k1(experience.old_logprobs, experience.ref_logprobs)
     rewards = token_rewards(clipped, kl, experience.batch.completion_mask, kl_coef)
@@ -292,7 +294,7 @@ def minibatch_step(
             denominator=denominator,
             dual_clip=settings.dual_clip,
         )
-        loss = policy.loss
+        loss = policy.loss + outside_loss(read, mask, denominator, config.mask)
         if read.entropy is not None:
             loss = loss - settings.entropy_coef * entropy_bonus(read.entropy, mask, denominator)
         torch.autograd.backward(loss)
@@ -393,7 +395,9 @@ def sample_row(experience: Rollout, scores: Tensor, row: int) -> dict[str, objec
 
 def save_step(run: Run, state: PpoState, step: int) -> None:
     """Save everything the next iteration starts from; between iterations there is no rollout to keep."""
-    run.save_checkpoint(
-        step,
-        lambda folder: save_training(folder, state.trunk, state.optimizers, {"kl_coef": state.kl_coef}),
-    )
+
+    def write(folder: Path) -> None:
+        save_training(folder, state.trunk, state.optimizers, {"kl_coef": state.kl_coef})
+        save_mask(folder, state.trunk)
+
+    run.save_checkpoint(step, write)

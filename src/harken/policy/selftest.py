@@ -1,9 +1,11 @@
 """Self-tests of the first minute: each catches a mistake that otherwise shows only as a policy that learns nothing."""
 
+import math
 from typing import Any
 
 import torch
 
+from harken.config import MaskConfig
 from harken.core.logprobs import token_logprobs
 from harken.errors import SelfTestError
 from harken.lm.forward import TOLERANCE
@@ -38,27 +40,36 @@ def check_output_layer(trunk: Trunk) -> None:
         )
 
 
-def check_first_rollout(trunk: Trunk, experience: Rollout, *, foreign: bool = False) -> None:
+def check_first_rollout(
+    trunk: Trunk, experience: Rollout, *, foreign: bool = False, mask: MaskConfig | None = None
+) -> None:
     """Before the first update: KL is 0, the sampler agrees with the scorer, prompts have one encoding.
+
+    A masked policy starts as the reference over the tokens left to it: where these have the mass m of at least top_p,
+    each of them is more likely by -log m.
 
     Args:
         trunk: base and roles.
         experience: of the first step.
         foreign: whether another engine drew, which is held to `FOREIGN_TOLERANCE`.
+        mask: which tokens the policy may write; None = all.
 
     Raises:
         SelfTestError: one of them does not hold; the message names the likely cause.
     """
-    mask = experience.batch.completion_mask
-    count = mask.sum()
+    inside = experience.batch.completion_mask
+    count = inside.sum()
     limit = TOLERANCE[trunk.dtype]
-    kl = float(((experience.old_logprobs - experience.ref_logprobs).abs() * mask).sum() / count)
+    gain = experience.old_logprobs - experience.ref_logprobs
+    if mask is not None:
+        gain = gain - gain.clamp(0.0, -math.log(mask.top_p))
+    kl = float((gain.abs() * inside).sum() / count)
     if not kl <= limit:
         raise SelfTestError(
             f"policy and reference differ by {kl:.2g} nats a token before any update, expected 0; the policy does not "
             "start as the reference, or dropout is on"
         )
-    mismatch = float(((experience.sampler_logprobs - experience.old_logprobs).abs() * mask).sum() / count)
+    mismatch = float(((experience.sampler_logprobs - experience.old_logprobs).abs() * inside).sum() / count)
     limit = FOREIGN_TOLERANCE[trunk.dtype] if foreign else limit
     if not mismatch <= limit:
         cause = "temperature, positions or attention mask differ between them"

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from harken.artifacts import write_folder_manifest
-from harken.config import SftConfig
+from harken.config import IlqlConfig, SftConfig
 from harken.core.sft_loss import completion_nll
 from harken.errors import DataError, SelfTestError
 from harken.lm.batch import PACKED_ROW, Batch, Tokens, pack, pad, shuffled_batches
@@ -97,7 +97,7 @@ def save_policy(out: Path, trunk: Trunk, run: Run, base: str) -> Path:
     return out / "model"
 
 
-def encode(trunk: Trunk, demonstrations: Sequence[Demonstration], config: SftConfig) -> list[Tokens]:
+def encode(trunk: Trunk, demonstrations: Sequence[Demonstration], config: SftConfig | IlqlConfig) -> list[Tokens]:
     """Return token ids of demonstrations; one that is too long is an error that names it."""
     limit = min(config.max_length, trunk.context_length)
     sequences: list[Tokens] = []

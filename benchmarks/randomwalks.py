@@ -1,0 +1,355 @@
+"""RandomWalks: find short ways through a graph, after having seen random ones (trlX's example task).
+
+A graph of 21 nodes with few edges; node `a` is the goal. A small model learns 1,000 random walks of at most 10 nodes by
+imitation and then writes walks as bad as those. Each method has to make it write short ones. The score of a walk is its
+optimality: 1 for a shortest way to the goal, 0 for one that takes 10 nodes, never arrives, or uses an edge that is not
+there. The graph, the walks and the score are those of trlX (its `examples/randomwalks`, seed 1000).
+
+    python benchmarks/randomwalks.py --out out/randomwalks                    every method
+    python benchmarks/randomwalks.py --out out/randomwalks --only ilql ppo    some of them
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from harken.config import (
+    ChatConfig,
+    ComputeConfig,
+    FixedKl,
+    FullConfig,
+    IlqlConfig,
+    IlqlLossConfig,
+    MaskConfig,
+    OptimizerConfig,
+    PpoConfig,
+    PpoLossConfig,
+    RftConfig,
+    SamplingConfig,
+    ScoreConfig,
+    SftConfig,
+)
+from harken.core.best_of_n import expected_best_of_n
+from harken.lm.batch import shuffled_batches
+from harken.lm.load import load_model
+from harken.lm.q_heads import add_guided_role
+from harken.lm.sample import completion_seeds, sample
+from harken.lm.trunk import Trunk
+from harken.policy.ilql import IlqlState, prepare, read_scored, train_step
+from harken.policy.ppo import ppo
+from harken.policy.rft import rft
+from harken.policy.sft import sft
+from harken.progress import Reporter
+from harken.records import Completion, Demonstration, Message, Prompt, SamplingSettings, ScoredDemonstration
+
+GOAL = 0
+NODES, LENGTH, WALKS, EDGE_SHARE, SEED = 21, 10, 1000, 0.1, 1000
+CHAT = ChatConfig(template="raw")
+COMPUTE = ComputeConfig(dtype="float32", device="cpu", microbatch_tokens=8192, chunk_tokens=8192)
+BETAS = (0.0, 1.0, 100.0)
+METHODS = ["best-of-n", "rft", "ilql", "ppo", "nlpo"]
+SAMPLES = 100
+"""Walks from each node that a measured optimality is the mean of: its standard error is below 0.01."""
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Who is connected with whom, the random walks, and how far each node is from the goal."""
+
+    edges: NDArray[np.bool_]
+    walks: tuple[str, ...]
+    distances: tuple[int, ...]
+    """Nodes on a shortest way to the goal, both ends counted; LENGTH where there is none."""
+
+    @property
+    def starts(self) -> list[str]:
+        """Return the nodes that walks begin at."""
+        return [letter(node) for node in range(NODES) if node != GOAL]
+
+    @property
+    def prompts(self) -> list[Prompt]:
+        """Return one prompt for each start."""
+        return [Prompt(id=start, messages=(Message(role="user", content=start),)) for start in self.starts]
+
+    @property
+    def demonstrations(self) -> list[Demonstration]:
+        """Return the walks, each as its first node and what follows."""
+        return [
+            Demonstration(
+                id=str(number),
+                prompt=Prompt(id=walk[0], messages=(Message(role="user", content=walk[0]),)),
+                completion=Message(role="assistant", content=walk[1:]),
+            )
+            for number, walk in enumerate(self.walks)
+        ]
+
+    def optimality(self, walk: str) -> float:
+        """Return the score of a walk in [0, 1]; what stands behind the goal does not count."""
+        nodes = [ord(one) - ord("a") for one in walk]
+        length = LENGTH
+        for place, node in enumerate(nodes):
+            if not 0 <= node < NODES or (place and not self.edges[nodes[place - 1], node]):
+                break
+            if node == GOAL:
+                length = min(place + 1, LENGTH)
+                break
+        return (LENGTH - length) / (LENGTH - self.distances[nodes[0]])
+
+    def reward(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float]:
+        """Score completions, as a reward does."""
+        pairs = zip(prompts, completions, strict=True)
+        return [self.optimality(prompt.messages[0].content + item.message.content) for prompt, item in pairs]
+
+
+def letter(node: int) -> str:
+    """Return the name of a node."""
+    return chr(ord("a") + node)
+
+
+def make_graph(seed: int = SEED) -> Graph:
+    """Draw graph and walks; the order of the draws is trlX's, so that the walks are."""
+    draw = np.random.RandomState(seed)
+    while True:
+        edges = draw.rand(NODES, NODES) > 1 - EDGE_SHARE
+        np.fill_diagonal(edges, val=False)
+        if edges.any(axis=1).all():
+            break
+    edges[GOAL] = False
+    edges[GOAL, GOAL] = True
+    walks: list[str] = []
+    for _ in range(WALKS):
+        node = draw.randint(NODES)
+        while node == GOAL:
+            node = draw.randint(NODES)
+        walk = letter(node)
+        while len(walk) < LENGTH and node != GOAL:
+            node = int(draw.choice(np.nonzero(edges[node])[0]))
+            walk += letter(node)
+        walks.append(walk)
+    return Graph(edges, tuple(walks), distances_to_goal(edges))
+
+
+def distances_to_goal(edges: NDArray[np.bool_]) -> tuple[int, ...]:
+    """Return for each node the nodes on a shortest way to the goal, at most LENGTH."""
+    found = {GOAL: 1}
+    waiting = deque([GOAL])
+    while waiting:
+        node = waiting.popleft()
+        for before in np.nonzero(edges[:, node])[0].tolist():
+            if before not in found:
+                found[before] = found[node] + 1
+                waiting.append(before)
+    return tuple(min(found.get(node, LENGTH), LENGTH) for node in range(NODES))
+
+
+def save_model(folder: Path, seed: int) -> Path:
+    """Save a random model of 1.5M parameters (6 layers, width 144) with one token for each node and one for the end."""
+    vocab = {letter(node): node for node in range(NODES)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_special_tokens([AddedToken("<end>", normalized=False)])
+    config = LlamaConfig(
+        vocab_size=NODES + 1,
+        hidden_size=144,
+        intermediate_size=384,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=32,
+        bos_token_id=None,
+        eos_token_id=NODES,
+        pad_token_id=None,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        LlamaForCausalLM(config).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>").save_pretrained(folder)
+    return folder
+
+
+def measure(graph: Graph, trunk: Trunk, role: str | None = None, count: int = SAMPLES) -> torch.Tensor:
+    """Return (starts, count) scores of what a role writes."""
+    settings = SamplingSettings(max_new_tokens=LENGTH)
+    ids = [trunk.chat.encode_prompt(prompt) for prompt in graph.prompts]
+    seeds = completion_seeds(len(ids) * count, "optimality")
+    drawn = sample(trunk, role, ids, settings, seeds=seeds, n=count, batch_size=1000)
+    texts = [trunk.chat.decode_completion(item.token_ids) for item in drawn]
+    starts = [start for start in graph.starts for _ in range(count)]
+    scores = [graph.optimality(start + text) for start, text in zip(starts, texts, strict=True)]
+    return torch.tensor(scores).reshape(len(ids), count)
+
+
+def open_trunk(model: Path) -> Trunk:
+    """Return a trained model, to be measured."""
+    return Trunk(load_model(model, compute=COMPUTE, chat=CHAT))
+
+
+def rate(peak: float) -> OptimizerConfig:
+    """Return an optimizer with a short warm-up."""
+    return OptimizerConfig(learning_rate=peak, warmup_fraction=0.05)
+
+
+def pretrain(graph: Graph, out: Path, seed: int) -> Path:
+    """Train the small model to imitate the walks; return its folder."""
+    config = SftConfig(
+        epochs=30,
+        batch_size=100,
+        packing=False,
+        save_every=1000,
+        tune=FullConfig(),
+        optimizer=rate(1e-3),
+        chat=CHAT,
+        compute=COMPUTE,
+        seed=seed,
+    )
+    model = save_model(out / "start", seed)
+    return sft(model, graph.demonstrations, out / "walks", config, reporter=Reporter())
+
+
+def ppo_config(seed: int, **changes: Any) -> PpoConfig:
+    """Return PPO's settings; leaving the imitated walks costs nothing, as in trlX."""
+    settings: dict[str, Any] = {
+        "steps": 60,
+        "prompts_per_step": NODES - 1,
+        "completions_per_prompt": 8,
+        "epochs": 4,
+        "minibatch_size": 40,
+        "sampling_batch_size": 160,
+        "sampling": SamplingConfig(max_new_tokens=LENGTH),
+        "kl": FixedKl(coef=0.0),
+        "score": ScoreConfig(stop_penalty="none"),
+        "loss": PpoLossConfig(),
+        "save_every": 1000,
+        "tune": FullConfig(),
+        "policy_optimizer": rate(3e-4),
+        "critic_optimizer": rate(1e-3),
+        "chat": CHAT,
+        "compute": COMPUTE,
+        "seed": seed,
+    }
+    return PpoConfig(**(settings | changes))
+
+
+def run_ppo(graph: Graph, model: Path, out: Path, config: PpoConfig) -> dict[str, Any]:
+    """Train with PPO; return the optimality of what it writes and the curve of its own samples."""
+    trained = ppo(model, graph.prompts, graph.reward, out, config, reporter=Reporter())
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    curve = [[row["step"], round(row["score_mean"], 3)] for row in rows]
+    return {"optimality": mean(measure(graph, open_trunk(trained))), "curve": curve}
+
+
+def run_ilql(graph: Graph, model: Path, seed: int) -> dict[str, Any]:
+    """Learn from the walks and their scores; return the optimality with each beta, and its curves."""
+    walks = [
+        ScoredDemonstration(**item.model_dump(), score=graph.optimality(walk))
+        for item, walk in zip(graph.demonstrations, graph.walks, strict=True)
+    ]
+    config = IlqlConfig(
+        epochs=60,
+        batch_size=100,
+        loss=IlqlLossConfig(expectile=0.8),
+        tune=FullConfig(),
+        optimizer=rate(2e-4),
+        head_optimizer=rate(1e-3),
+        chat=CHAT,
+        compute=COMPUTE,
+        seed=seed,
+    )
+    batches = shuffled_batches(range(WALKS), config.batch_size, epochs=config.epochs, seed=seed)
+    state = prepare(model, config, len(batches))
+    learned, _ = read_scored(state.trunk, walks, [], config)
+    curve: list[list[float]] = []
+    for step, rows in enumerate(batches):
+        train_step(state, learned.select(rows), config, step=step)
+        if (step + 1) % 50 == 0:
+            curve.append([step + 1, *guided(graph, state, count=20).values()])
+            sys.stderr.write(f"ilql: {curve[-1]}\n")
+    return {"optimality": guided(graph, state), "curve": curve}
+
+
+def guided(graph: Graph, state: IlqlState, count: int = SAMPLES) -> dict[str, float]:
+    """Return the optimality of what the policy writes with each beta."""
+    return {
+        f"beta {beta:g}": mean(
+            measure(graph, state.trunk, add_guided_role(state.trunk, "policy", state.targets, beta), count)
+        )
+        for beta in BETAS
+    }
+
+
+def run_rft(graph: Graph, model: Path, out: Path, seed: int) -> dict[str, Any]:
+    """Imitate the best of one's own walks, in rounds; return the optimality and the score drawn in each round."""
+    config = RftConfig(
+        rounds=3,
+        completions_per_prompt=64,
+        keep=8,
+        sampling_batch_size=640,
+        sampling=SamplingConfig(max_new_tokens=LENGTH),
+        epochs=10,
+        save_every=1000,
+        tune=FullConfig(),
+        optimizer=rate(1e-3),
+        chat=CHAT,
+        compute=COMPUTE,
+        seed=seed,
+    )
+    trained = rft(model, graph.prompts, graph.reward, out, config, reporter=Reporter())
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    curve = [[row["step"], round(row["score_mean"], 3)] for row in rows]
+    return {"optimality": mean(measure(graph, open_trunk(trained))), "curve": curve}
+
+
+def run_best_of(graph: Graph, model: Path) -> dict[str, Any]:
+    """Draw often and keep the best; return the mean optimality for each number of draws."""
+    scores = measure(graph, open_trunk(model))
+    return {"optimality": {f"{n} draws": mean(expected_best_of_n(scores, n)) for n in (1, 2, 4, 8, 16)}}
+
+
+def mean(values: torch.Tensor) -> float:
+    """Return a mean with three digits, as many as there are."""
+    return round(float(values.mean()), 3)
+
+
+def main(arguments: list[str]) -> None:
+    """Train and measure; write and print what was found."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder for models and results.json")
+    parser.add_argument("--only", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--seed", type=int, default=0)
+    asked = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    graph, out, seed = make_graph(), asked.out / f"seed-{asked.seed}", asked.seed
+    masked = ppo_config(seed, mask=MaskConfig())
+    methods: dict[str, Callable[[], dict[str, Any]]] = {
+        "imitation": lambda: {"optimality": mean(measure(graph, open_trunk(pretrain(graph, out, seed))))},
+        "best-of-n": lambda: run_best_of(graph, model),
+        "rft": lambda: run_rft(graph, model, out / "rft", seed),
+        "ilql": lambda: run_ilql(graph, model, seed),
+        "ppo": lambda: run_ppo(graph, model, out / "ppo", ppo_config(seed)),
+        "nlpo": lambda: run_ppo(graph, model, out / "nlpo", masked),
+    }
+    model = out / "walks" / "model"
+    found: dict[str, Any] = {"data": round(sum(map(graph.optimality, graph.walks)) / WALKS, 3)}
+    for name in ("imitation", *asked.only):
+        started = time.perf_counter()
+        found[name] = methods[name]()
+        found[name]["seconds"] = round(time.perf_counter() - started, 1)
+        (out / "results.json").write_text(json.dumps(found) + "\n", encoding="utf-8")
+        sys.stdout.write(f"{name}: optimality {found[name]['optimality']}, {found[name]['seconds']} s\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
