@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         SamplingConfig,
         SftConfig,
         load_recipe,
+        preset,
     )
     from harken.datasets import read_completions, read_demonstrations, read_pairs, read_prompts
     from harken.errors import HarkenError
@@ -39,11 +40,13 @@ if TYPE_CHECKING:
     from harken.lm.load import load_model
     from harken.lm.trunk import Trunk
     from harken.pipeline import run_recipe
-    from harken.policy.ppo import PpoState, ppo, update
+    from harken.policy.kin import cispo, dapo, dr_grpo, grpo, gspo, reinforce_pp, remax, rloo
+    from harken.policy.ppo import ppo
     from harken.policy.ppo import prepare as prepare_ppo
     from harken.policy.preference import dpo
-    from harken.policy.rollout import Rollout, rollout, score
+    from harken.policy.rollout import Rollout, rollout, score, score_greedy
     from harken.policy.sft import sft
+    from harken.policy.update import PpoState, update
     from harken.preferences.pairs import preferences_from_export
     from harken.progress import Reporter
     from harken.protocols import Reward
@@ -56,7 +59,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "harken.config": (
         "ChatConfig ComputeConfig DpoConfig EvaluateConfig FullConfig GenerateConfig LoraConfig OptimizerConfig "
-        "PpoConfig PreferencesConfig RecipeConfig RewardConfig SamplingConfig SftConfig load_recipe"
+        "PpoConfig PreferencesConfig RecipeConfig RewardConfig SamplingConfig SftConfig load_recipe preset"
     ),
     "harken.datasets": "read_completions read_demonstrations read_pairs read_prompts",
     "harken.errors": "HarkenError",
@@ -66,10 +69,12 @@ _HOMES = {
     "harken.lm.load": "load_model",
     "harken.lm.trunk": "Trunk",
     "harken.pipeline": "run_recipe",
-    "harken.policy.ppo": "PpoState ppo prepare_ppo update",
+    "harken.policy.kin": "cispo dapo dr_grpo grpo gspo reinforce_pp remax rloo",
+    "harken.policy.ppo": "ppo prepare_ppo",
     "harken.policy.preference": "dpo",
-    "harken.policy.rollout": "Rollout rollout score",
+    "harken.policy.rollout": "Rollout rollout score score_greedy",
     "harken.policy.sft": "sft",
+    "harken.policy.update": "PpoState update",
     "harken.preferences.pairs": "preferences_from_export",
     "harken.progress": "Reporter",
     "harken.protocols": "Reward",
@@ -111,22 +116,32 @@ __all__ = [
     "SamplingConfig",
     "SftConfig",
     "Trunk",
+    "cispo",
+    "dapo",
     "dpo",
+    "dr_grpo",
     "evaluate",
     "generate",
+    "grpo",
+    "gspo",
     "load_model",
     "load_recipe",
     "load_reward",
     "ppo",
     "preferences_from_export",
     "prepare_ppo",
+    "preset",
     "read_completions",
     "read_demonstrations",
     "read_pairs",
     "read_prompts",
+    "reinforce_pp",
+    "remax",
+    "rloo",
     "rollout",
     "run_recipe",
     "score",
+    "score_greedy",
     "sft",
     "train_reward",
     "update",

@@ -20,7 +20,8 @@ from harken.cli_collect import agreement, export, import_feedback, status
 from harken.cli_common import examples
 from harken.cli_doctor import doctor
 from harken.cli_loop import demo, init, report, run
-from harken.cli_stages import dpo, evaluate, generate, ppo, preferences, reward, score, sft
+from harken.cli_policy import KIN, kin_command, ppo
+from harken.cli_stages import dpo, evaluate, generate, preferences, reward, score, sft
 from harken.errors import HarkenError
 
 INTERRUPTED = 130
@@ -135,8 +136,20 @@ app.command(
         "harken ppo --model out/sft --prompts p.jsonl \\",
         "    --reward 0.8*out/reward --reward 0.2*rules.py:short \\",
         "    --out out/ppo --config ppo.toml --set steps=50",
+        "harken ppo --model out/sft --prompts p.jsonl \\",
+        "    --reward out/reward --out out/ppo --preset llama-2",
     )
 )(ppo)
+for name in KIN:
+    app.command(
+        name,
+        epilog=examples(
+            f"harken {name} --model out/sft --prompts p.jsonl \\",
+            f"    --reward out/reward --out out/{name}",
+            f"harken {name} --model out/sft --prompts p.jsonl \\",
+            f"    --reward out/reward --out out/{name} --set kl.coef=0.1",
+        ),
+    )(kin_command(name))
 app.command(
     epilog=examples(
         "harken score --reward out/reward --prompts p.jsonl \\",

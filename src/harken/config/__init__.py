@@ -2,9 +2,29 @@
 
 from harken.config.base import Config, apply_overrides, build, differences, field_paths, load
 from harken.config.evaluate import EvaluateConfig, GenerateConfig
-from harken.config.ppo import AdaptiveKl, FixedKl, PpoConfig, PpoLossConfig, ScoreConfig
+from harken.config.policy_loss import (
+    CispoLossConfig,
+    GspoLossConfig,
+    PolicyLoss,
+    PpoLossConfig,
+    ReinforceLossConfig,
+)
+from harken.config.ppo import (
+    AdaptiveKl,
+    FixedKl,
+    GaeConfig,
+    GroupConfig,
+    PpoConfig,
+    PtxConfig,
+    ReinforceConfig,
+    RemaxConfig,
+    RlooConfig,
+    ScoreConfig,
+    ValueConfig,
+)
 from harken.config.preference import DpoConfig, DpoLossConfig
 from harken.config.preferences import PreferencesConfig
+from harken.config.presets import load_preset, preset, preset_names
 from harken.config.recipe import (
     RECIPES,
     CollectConfig,
@@ -28,6 +48,7 @@ __all__ = [
     "RECIPES",
     "AdaptiveKl",
     "ChatConfig",
+    "CispoLossConfig",
     "CollectConfig",
     "ComputeConfig",
     "Config",
@@ -36,20 +57,30 @@ __all__ = [
     "EvaluateConfig",
     "FixedKl",
     "FullConfig",
+    "GaeConfig",
     "GenerateConfig",
+    "GroupConfig",
+    "GspoLossConfig",
     "LoraConfig",
     "OptimizerConfig",
     "OwnSamplerConfig",
+    "PolicyLoss",
     "PpoConfig",
     "PpoLossConfig",
     "PreferencesConfig",
+    "PtxConfig",
     "RecipeConfig",
+    "ReinforceConfig",
+    "ReinforceLossConfig",
+    "RemaxConfig",
     "RewardConfig",
+    "RlooConfig",
     "SamplerConfig",
     "SamplingConfig",
     "ScoreConfig",
     "SftConfig",
     "Tune",
+    "ValueConfig",
     "VllmConfig",
     "VllmServerConfig",
     "apply_overrides",
@@ -57,5 +88,8 @@ __all__ = [
     "differences",
     "field_paths",
     "load",
+    "load_preset",
     "load_recipe",
+    "preset",
+    "preset_names",
 ]

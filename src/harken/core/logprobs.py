@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportUnknownVariableType]
 
+from harken.core.kl import full_kl
 from harken.core.masking import true_rows
 
 LogitsFn = Callable[[Tensor], Tensor]
@@ -27,10 +28,13 @@ class TokenLogprobs(NamedTuple):
         logprobs: (B, S) fp32, nats, zero where masked out.
         entropy: (B, S) fp32, nats, of the distribution the token was drawn from, zero where masked
             out; None if it was not asked for.
+        kl: (B, S) fp32, nats, KL(policy || reference) of that whole distribution, zero where masked out; None if it
+            was not asked for.
     """
 
     logprobs: Tensor
     entropy: Tensor | None
+    kl: Tensor | None = None
 
 
 def preceding_states(hidden_BSH: Tensor, mask_BS: Tensor) -> Tensor:
@@ -63,8 +67,9 @@ def token_logprobs(
     temperature: float = 1.0,
     chunk_tokens: int = 1024,
     with_entropy: bool = False,
+    reference: tuple[Tensor, LogitsFn] | None = None,
 ) -> TokenLogprobs:
-    """Log-probability (and entropy) of every completion token, in chunks of tokens.
+    """Log-probability (and entropy, and exact KL) of every completion token, in chunks of tokens.
 
     At most ``chunk_tokens`` rows of logits exist at a time, forward and backward: with gradients
     enabled each chunk is recomputed in the backward pass.
@@ -78,6 +83,8 @@ def token_logprobs(
         temperature: logits are divided by it, as in sampling; above zero.
         chunk_tokens: rows per call of ``logits_fn``, at least 1.
         with_entropy: also compute -sum p log p over the vocabulary, differentiable.
+        reference: states (B, S, H) and output layer of the reference: also compute the exact KL to it, which costs a
+            second chunk of logits.
 
     Returns:
         TokenLogprobs; the softmax is computed in fp32 (in fp64 for fp64 logits).
@@ -92,23 +99,23 @@ def token_logprobs(
     states = preceding_states(hidden_BSH, completion_mask_BS)
     token_ids = ids_BS[completion_mask_BS]
 
-    def one_chunk(chunk_states: Tensor, chunk_ids: Tensor) -> tuple[Tensor, Tensor]:
+    def one_chunk(chunk_states: Tensor, chunk_ids: Tensor, chunk_ref_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logits = _tempered(logits_fn(chunk_states), temperature)
-        return _gather_logprobs(logits, chunk_ids, with_entropy=with_entropy)
+        logprobs, entropy = _gather_logprobs(logits, chunk_ids, with_entropy=with_entropy)
+        if reference is None:
+            return logprobs, entropy, logprobs.detach()
+        return logprobs, entropy, full_kl(logits, _tempered(reference[1](chunk_ref_states), temperature))
 
-    logprob_chunks: list[Tensor] = []
-    entropy_chunks: list[Tensor] = []
-    for pair in zip(_chunks(states, chunk_tokens), _chunks(token_ids, chunk_tokens), strict=True):
+    ref_states = states if reference is None else preceding_states(reference[0], completion_mask_BS)
+    found: list[tuple[Tensor, Tensor, Tensor]] = []
+    for chunk in zip(*(_chunks(x, chunk_tokens) for x in (states, token_ids, ref_states)), strict=True):
         if torch.is_grad_enabled():
-            logprobs, entropy = cast(tuple[Tensor, Tensor], checkpoint(one_chunk, *pair, use_reentrant=False))
+            output = cast(tuple[Tensor, Tensor, Tensor], checkpoint(one_chunk, *chunk, use_reentrant=False))
         else:
-            logprobs, entropy = one_chunk(*pair)
-        logprob_chunks.append(logprobs)
-        entropy_chunks.append(entropy)
-    return TokenLogprobs(
-        logprobs=_scatter(logprob_chunks, completion_mask_BS),
-        entropy=_scatter(entropy_chunks, completion_mask_BS) if with_entropy else None,
-    )
+            output = one_chunk(*chunk)
+        found.append(output)
+    logprobs, entropy, kl = (_scatter(list(chunks), completion_mask_BS) for chunks in zip(*found, strict=True))
+    return TokenLogprobs(logprobs, entropy if with_entropy else None, None if reference is None else kl)
 
 
 def sampling_logprobs(logits_NV: Tensor, *, temperature: float, top_k: int, top_p: float) -> Tensor:

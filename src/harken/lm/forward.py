@@ -22,8 +22,9 @@ def completion_logprobs(
     temperature: float = 1.0,
     chunk_tokens: int = 1024,
     with_entropy: bool = False,
+    with_kl: bool = False,
 ) -> TokenLogprobs:
-    """Return log-probabilities (and entropy) of the completion tokens under a role, differentiable.
+    """Return log-probabilities (and entropy, and KL) of the completion tokens under a role, differentiable.
 
     Args:
         trunk: base and roles.
@@ -32,7 +33,12 @@ def completion_logprobs(
         temperature: the one the tokens were sampled with; logits are divided by it.
         chunk_tokens: tokens whose logits exist at the same time.
         with_entropy: also return the entropy of each token's distribution.
+        with_kl: also return the exact KL of each token's distribution to the reference's, which reads the batch too.
     """
+    reference = None
+    if with_kl:
+        with torch.no_grad():
+            reference = (trunk.hidden(None, batch), trunk.logits_fn(None))
     return token_logprobs(
         trunk.hidden(role, batch),
         batch.ids,
@@ -41,6 +47,7 @@ def completion_logprobs(
         temperature=temperature,
         chunk_tokens=chunk_tokens,
         with_entropy=with_entropy,
+        reference=reference,
     )
 
 

@@ -72,6 +72,11 @@ class Optimizer:
                 self._masters[name].grad = None
         return float(norm)
 
+    def clear(self) -> None:
+        """Drop the gradients without a step."""
+        for parameter in self.parameters.values():
+            parameter.grad = None
+
     def state(self) -> dict[str, Tensor]:
         """Return moments, masters and the step count as named CPU tensors."""
         tensors = {"steps": torch.tensor(self.steps)}
