@@ -153,7 +153,7 @@ class ValueConfig(Config):
     """Error beyond which the loss grows linearly (ReaL: 10)."""
     normalize: bool = False
     """Learn returns in units of their running mean and spread, the head rescaled so that values stay what they are
-    (arXiv:1602.07714)."""
+    (arXiv:1602.07714); for scores that are far from 0 or drift."""
     normalize_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
     """Share of the running mean and spread that an iteration keeps."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0

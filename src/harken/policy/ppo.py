@@ -139,6 +139,7 @@ def prepare(model: str | Path, reward: Reward, config: PpoConfig, reporter: Repo
     """
     trunk = Trunk(load_model(model, compute=config.compute, chat=config.chat, notify=reporter.say))
     trunk.add_role(POLICY, config.tune, seed=derive_seed(config.seed, POLICY))
+    critic_is_random = True
     if config.has_critic and isinstance(config.tune, FullConfig) and config.critic == "own":
         # Copies of the base are made before any reward model puts its adapters on it.
         trunk.add_role(CRITIC, config.tune, seed=derive_seed(config.seed, CRITIC), head=True)
@@ -152,6 +153,7 @@ def prepare(model: str | Path, reward: Reward, config: PpoConfig, reporter: Repo
         trunk.add_role(CRITIC, tune, seed=derive_seed(config.seed, CRITIC), head=True, through=through)
         if shared:
             copy_reward_to_critic(trunk)
+            critic_is_random = False
     check_output_layer(trunk)
     per_step, warmup = config.updates_per_step, config.value.warmup_steps
     policy_steps = max(1, config.steps - warmup) * per_step
@@ -161,7 +163,15 @@ def prepare(model: str | Path, reward: Reward, config: PpoConfig, reporter: Repo
     length = min(config.max_length, trunk.context_length)
     sampler = open_sampler(trunk, config.sampler, batch_size=config.sampling_batch_size, max_length=length)
     ptx = PtxMix(trunk, config) if config.ptx.data else None
-    return PpoState(trunk, optimizers, config.kl.coef, sampler, config.loss.entropy_coef, ptx=ptx)
+    return PpoState(
+        trunk,
+        optimizers,
+        config.kl.coef,
+        sampler,
+        config.loss.entropy_coef,
+        critic_is_random=critic_is_random,
+        ptx=ptx,
+    )
 
 
 def copy_reward_to_critic(trunk: Trunk) -> None:

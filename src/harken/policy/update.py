@@ -49,6 +49,8 @@ class PpoState:
     entropy_coef: float = 0.0
     moments: Moments = field(default_factory=Moments)
     """Of the returns, where values are normalized."""
+    critic_is_random: bool = False
+    """Whether its head knew nothing at the start, so that its first values need not be preserved."""
     ptx: PtxMix | None = None
 
     def numbers(self) -> dict[str, float | list[float]]:
@@ -145,16 +147,18 @@ def run_epochs(
 def with_normalized_values(state: PpoState, targets: Targets, mask: Tensor, config: PpoConfig) -> Targets:
     """Return targets in units of the returns' new moments, in which the critic's head speaks from now on."""
     old, new = state.moments, update_moments(state.moments, targets.returns, mask, decay=config.value.normalize_decay)
+    state.moments = new
+    returns = normalize(targets.returns, new) * mask
+    if old.weight == 0 and state.critic_is_random:
+        # Preserved, the values near 0 of a random head would be far below or above all returns.
+        return replace(targets, returns=returns)
     head = state.trunk.roles[CRITIC].head
     assert head is not None, "a critic has a head"
     weight, bias = rescaled_head(head.weight.detach(), head.bias.detach(), old, new)
     with torch.no_grad():
         head.weight.copy_(weight)
         head.bias.copy_(bias)
-    state.moments = new
-    return replace(
-        targets, returns=normalize(targets.returns, new) * mask, old_values=normalize(targets.old_values, new) * mask
-    )
+    return replace(targets, returns=returns, old_values=normalize(targets.old_values, new) * mask)
 
 
 def move_coefficients(state: PpoState, metrics: dict[str, float], config: PpoConfig, *, num_episodes: int) -> None:
