@@ -31,6 +31,7 @@ COMMANDS = dict(leaves((), typer.main.get_command(app)))
 def test_all_commands_of_the_contract_are_there() -> None:
     single = {path[0] for path in COMMANDS if len(path) == 1}
     stages = {"generate", "preferences", "sft", "reward", "dpo", "ppo", "score", "evaluate", "report"}
+    stages |= {"rloo", "grpo", "dr-grpo", "reinforce-pp", "remax", "gspo", "cispo", "dapo"}
     assert single == {"demo", "run", "init", "doctor", "bench", "plan"} | stages
     assert {path[1] for path in COMMANDS if path[0] == "collect"} >= {"import", "export", "status", "agreement"}
 
