@@ -320,7 +320,13 @@ def test_kl_as_a_loss_pulls_back_and_is_not_in_the_reward(estimator: Any, tiny_m
     # Equal scores have no advantage over each other, so nothing but the KL moves the policy.
     rate = OptimizerConfig(learning_rate=3e-4, eps=1e-5, schedule="constant", warmup_fraction=0.0)
     config = material.ppo_config(
-        kl=kl, epochs=1, tune=FullConfig(), minibatch_size=8, advantage=RlooConfig(), policy_optimizer=rate
+        kl=kl,
+        epochs=1,
+        tune=FullConfig(),
+        completions_per_prompt=16,
+        minibatch_size=64,
+        advantage=RlooConfig(),
+        policy_optimizer=rate,
     )
     state, experience = start(tiny_model_dir, config)
     with torch.no_grad():
@@ -328,10 +334,11 @@ def test_kl_as_a_loss_pulls_back_and_is_not_in_the_reward(estimator: Any, tiny_m
             value.mul_(1.1)
     experience = rollout(state.trunk, material.prompts(4), config, step=0)
     distances: list[float] = []
-    for step in range(1, 9):
-        metrics = update(state, experience, torch.zeros(8), config, step=step)
+    for step in range(1, 11):
+        metrics = update(state, experience, torch.zeros(64), config, step=step)
         assert metrics["reward_mean"] == 0.0
-        distances.append(metrics["kl_loss"])
+        assert metrics["kl_loss"] > 0
+        distances.append(metrics["kl_k3"])
         experience = rollout(state.trunk, material.prompts(4), config, step=0)
     assert distances[0] > 1e-3
     assert distances[-1] < 0.8 * distances[0], distances
