@@ -27,23 +27,27 @@ from tests.core.samples import random_rows
 
 
 def reinforce(inputs: list[Tensor], mask: Tensor, denominator: float | Tensor) -> LossOutput:
-    return reinforce_policy_loss(*inputs, mask, denominator=denominator)
+    return reinforce_policy_loss(inputs[0], inputs[1], inputs[2], mask, denominator=denominator)
 
 
 def gspo(inputs: list[Tensor], mask: Tensor, denominator: float | Tensor) -> LossOutput:
-    return gspo_policy_loss(*inputs, mask, clip_low=0.2, clip_high=0.3, denominator=denominator)
+    return gspo_policy_loss(inputs[0], inputs[1], inputs[2], mask, clip_low=0.2, clip_high=0.3, denominator=denominator)
 
 
 def cispo(inputs: list[Tensor], mask: Tensor, denominator: float | Tensor) -> LossOutput:
-    return cispo_policy_loss(*inputs, mask, clip_low=0.2, clip_high=0.3, denominator=denominator)
+    return cispo_policy_loss(
+        inputs[0], inputs[1], inputs[2], mask, clip_low=0.2, clip_high=0.3, denominator=denominator
+    )
 
 
 def huber(inputs: list[Tensor], mask: Tensor, denominator: float | Tensor) -> LossOutput:
-    return clipped_value_loss(*inputs, mask, clip_range=0.3, denominator=denominator, huber_delta=0.5)
+    return clipped_value_loss(
+        inputs[0], inputs[1], inputs[2], mask, clip_range=0.3, denominator=denominator, huber_delta=0.5
+    )
 
 
 def kl_loss(inputs: list[Tensor], mask: Tensor, denominator: float | Tensor, estimator: str) -> LossOutput:
-    terms = kl_loss_terms(*inputs, mask, estimator=estimator)  # pyright: ignore[reportArgumentType]
+    terms = kl_loss_terms(inputs[0], inputs[1], inputs[2], mask, estimator=estimator)  # pyright: ignore[reportArgumentType]
     return LossOutput(masked_sum(terms, mask, denominator), {})
 
 
@@ -105,7 +109,7 @@ def test_clips_outside_their_range_are_refused(loss: common.Callable[..., LossOu
     mask, inputs = random_rows(83, 3)
     for low, high in ((-0.1, 0.2), (1.1, 0.2), (0.2, -0.1)):
         with pytest.raises(ValueError, match="expected"):
-            loss(*inputs, mask, clip_low=low, clip_high=high, denominator=1.0)
+            loss(inputs[0], inputs[1], inputs[2], mask, clip_low=low, clip_high=high, denominator=1.0)
     with pytest.raises(ValueError, match="shape"):
         loss(inputs[0], inputs[1][:1], inputs[2], mask, clip_low=0.2, clip_high=0.2, denominator=1.0)
 
@@ -257,10 +261,12 @@ def test_moments_ignore_padding_and_refuse_a_decay_of_1() -> None:
 def test_huber_is_the_squared_error_for_a_large_delta_and_refuses_0() -> None:
     mask, inputs = random_rows(92, 3)
     settings = {"clip_range": 0.3, "denominator": 5.0}
-    wide = clipped_value_loss(*inputs, mask, **settings, huber_delta=1e6)
-    common.assert_same(common.numbers(wide), common.numbers(clipped_value_loss(*inputs, mask, **settings)))
+    wide = clipped_value_loss(inputs[0], inputs[1], inputs[2], mask, **settings, huber_delta=1e6)
+    common.assert_same(
+        common.numbers(wide), common.numbers(clipped_value_loss(inputs[0], inputs[1], inputs[2], mask, **settings))
+    )
     with pytest.raises(ValueError, match="huber_delta"):
-        clipped_value_loss(*inputs, mask, **settings, huber_delta=0.0)
+        clipped_value_loss(inputs[0], inputs[1], inputs[2], mask, **settings, huber_delta=0.0)
 
 
 def test_overlong_penalty_refuses_a_buffer_outside_the_limit() -> None:
@@ -293,7 +299,7 @@ def test_gae_across_turns_is_gae_without_the_tokens_between() -> None:
         packed = [torch.cat([x[row, :1], x[row][own]])[None] for x in (rewards, values)]
         alone = torch.ones(1, packed[0].shape[1], dtype=torch.bool)
         alone[:, 0] = False
-        wanted = gae(*packed, alone, gamma=0.9, gae_lambda=0.8)
+        wanted = gae(packed[0], packed[1], alone, gamma=0.9, gae_lambda=0.8)
         for actual, expected in zip((advantages, returns), wanted, strict=True):
             torch.testing.assert_close(actual[row][own], expected[0, 1:])
             assert not actual[row][~own].any()
