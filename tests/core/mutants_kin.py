@@ -26,7 +26,7 @@ GROUP_ADVANTAGES = [
     ("mean of the batch", "shifted - shifted.mean(dim=1, keepdim=True)", "shifted - shifted.mean()"),
     ("mean not subtracted", "shifted - shifted.mean(dim=1, keepdim=True)", "shifted"),
     ("no shift", "shifted = groups - groups[:, :1]", "shifted = groups"),
-    ("groups interleaved", ".unflatten(0, (-1, group_size))", ".unflatten(0, (group_size, -1)).T"),
+    ("groups interleaved", ".reshape(-1, group_size)", ".reshape(group_size, -1).T"),
     ("equal if any", ".all(dim=1)", ".any(dim=1)"),
 ]
 SEQUENCE_LOSS = [

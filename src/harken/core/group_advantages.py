@@ -79,7 +79,7 @@ def _grouped(rewards_B: Tensor, group_size: int) -> Tensor:
         raise ValueError(
             f"rewards have shape {tuple(rewards_B.shape)}, expected (B,) with B a multiple of {group_size}"
         )
-    return rewards_B.detach().to(torch.promote_types(rewards_B.dtype, torch.float32)).unflatten(0, (-1, group_size))
+    return rewards_B.detach().to(torch.promote_types(rewards_B.dtype, torch.float32)).reshape(-1, group_size)
 
 
 def _centered(rewards_B: Tensor, group_size: int) -> Tensor:

@@ -93,15 +93,6 @@ def rollout(
         to_completion(trunk.chat, prompt, item, settings, seed=seed, model=source)
         for prompt, item, seed in zip(asked, drawn, seeds, strict=True)
     ]
-    greedy: tuple[Completion, ...] = ()
-    if isinstance(config.advantage, RemaxConfig):
-        likeliest = settings.model_copy(update={"top_k": 1})
-        greedy = tuple(
-            to_completion(trunk.chat, prompt, item, likeliest, seed=seed, model=source)
-            for prompt, item, seed in zip(
-                prompts, sampler(POLICY, ids, likeliest, seeds=seeds[::n], n=1), seeds[::n], strict=True
-            )
-        )
     sampler_logprobs = torch.zeros(batch.ids.shape, device=trunk.device)
     flat = [value for item in drawn for value in item.logprobs]
     sampler_logprobs[batch.completion_mask] = torch.tensor(flat, device=trunk.device)
@@ -125,7 +116,25 @@ def rollout(
         critic_states=states,
         entropy=float(old[..., 1].sum() / batch.completion_mask.sum()),
         stopped=torch.tensor([item.finish_reason == "stop" for item in drawn], device=trunk.device),
-        greedy=greedy,
+        greedy=_greedy(sampler, trunk, list(zip(prompts, ids, seeds[::n], strict=True)), config, source),
+    )
+
+
+def _greedy(
+    sampler: Sampler,
+    trunk: Trunk,
+    asked: Sequence[tuple[Prompt, list[int], int]],
+    config: PpoConfig,
+    source: str,
+) -> tuple[Completion, ...]:
+    """Return each prompt's completion of always the most likely token, if ReMax is to compare with it."""
+    if not isinstance(config.advantage, RemaxConfig):
+        return ()
+    settings = SamplingSettings(**{**config.sampling.model_dump(), "top_k": 1})
+    drawn = sampler(POLICY, [ids for _, ids, _ in asked], settings, seeds=[seed for _, _, seed in asked], n=1)
+    return tuple(
+        to_completion(trunk.chat, prompt, item, settings, seed=seed, model=source)
+        for (prompt, _, seed), item in zip(asked, drawn, strict=True)
     )
 
 
