@@ -13,7 +13,9 @@ from harken.lm.batch import Tokens
 from harken.lm.sample import Sampled
 from harken.lm.trunk import Trunk
 from harken.policy import rollout as rollout_module
-from harken.policy.ppo import prepare, rollout, score, update
+from harken.policy.ppo import prepare
+from harken.policy.rollout import rollout, score
+from harken.policy.update import update
 from harken.records import Completion, Prompt
 from harken.reward.model import RewardModel
 

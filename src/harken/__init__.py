@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         SftConfig,
         SimpoConfig,
         load_recipe,
+        preset,
     )
     from harken.datasets import (
         read_completions,
@@ -58,13 +59,15 @@ if TYPE_CHECKING:
     from harken.lm.trunk import Trunk
     from harken.pipeline import run_recipe
     from harken.policy.ilql import ilql
+    from harken.policy.kin import cispo, dapo, dr_grpo, grpo, gspo, reinforce_pp, remax, rloo
     from harken.policy.online_dpo import online_dpo
-    from harken.policy.ppo import PpoState, ppo, update
+    from harken.policy.ppo import ppo
     from harken.policy.ppo import prepare as prepare_ppo
     from harken.policy.preference import cpo, dpo, ipo, kto, orpo, simpo
     from harken.policy.rft import rft
-    from harken.policy.rollout import Rollout, rollout, score
+    from harken.policy.rollout import Rollout, rollout, score, score_greedy
     from harken.policy.sft import sft
+    from harken.policy.update import PpoState, update
     from harken.preferences.pairs import preferences_from_export
     from harken.progress import Reporter
     from harken.protocols import PairwiseJudge, Reward
@@ -87,7 +90,7 @@ _HOMES = {
     "harken.config": (
         "BestOfConfig ChatConfig ComputeConfig CpoConfig DpoConfig EvaluateConfig FullConfig GenerateConfig IlqlConfig "
         "IpoConfig KtoConfig LoraConfig MaskConfig OnlineDpoConfig OptimizerConfig OrpoConfig PpoConfig "
-        "PreferencesConfig RecipeConfig RewardConfig RftConfig SamplingConfig SftConfig SimpoConfig load_recipe"
+        "PreferencesConfig RecipeConfig RewardConfig RftConfig SamplingConfig SftConfig SimpoConfig load_recipe preset"
     ),
     "harken.datasets": "read_completions read_demonstrations read_labeled read_pairs read_prompts read_scored",
     "harken.errors": "HarkenError",
@@ -99,12 +102,14 @@ _HOMES = {
     "harken.lm.trunk": "Trunk",
     "harken.pipeline": "run_recipe",
     "harken.policy.ilql": "ilql",
-    "harken.policy.ppo": "PpoState ppo prepare_ppo update",
+    "harken.policy.kin": "cispo dapo dr_grpo grpo gspo reinforce_pp remax rloo",
     "harken.policy.online_dpo": "online_dpo",
+    "harken.policy.ppo": "ppo prepare_ppo",
     "harken.policy.preference": "cpo dpo ipo kto orpo simpo",
     "harken.policy.rft": "rft",
-    "harken.policy.rollout": "Rollout rollout score",
+    "harken.policy.rollout": "Rollout rollout score score_greedy",
     "harken.policy.sft": "sft",
+    "harken.policy.update": "PpoState update",
     "harken.preferences.pairs": "preferences_from_export",
     "harken.progress": "Reporter",
     "harken.protocols": "PairwiseJudge Reward",
@@ -162,10 +167,15 @@ __all__ = [
     "SimpoConfig",
     "Trunk",
     "best_of_n",
+    "cispo",
     "cpo",
+    "dapo",
     "dpo",
+    "dr_grpo",
     "evaluate",
     "generate",
+    "grpo",
+    "gspo",
     "ilql",
     "ipo",
     "kto",
@@ -177,16 +187,21 @@ __all__ = [
     "ppo",
     "preferences_from_export",
     "prepare_ppo",
+    "preset",
     "read_completions",
     "read_demonstrations",
     "read_labeled",
     "read_pairs",
     "read_prompts",
     "read_scored",
+    "reinforce_pp",
+    "remax",
     "rft",
+    "rloo",
     "rollout",
     "run_recipe",
     "score",
+    "score_greedy",
     "sft",
     "simpo",
     "train_reward",

@@ -23,8 +23,9 @@ from harken.cli_doctor import doctor
 from harken.cli_generate import generate
 from harken.cli_loop import demo, init, report, run
 from harken.cli_offline import ilql, rft
+from harken.cli_policy import KIN, kin_command, ppo
 from harken.cli_preference import cpo, dpo, ipo, kto, online_dpo, orpo, simpo
-from harken.cli_stages import evaluate, ppo, preferences, reward, score, sft
+from harken.cli_stages import evaluate, preferences, reward, score, sft
 from harken.errors import HarkenError
 
 INTERRUPTED = 130
@@ -207,9 +208,21 @@ app.command(
         "    --reward 0.8*out/reward --reward 0.2*rules.py:short \\",
         "    --out out/ppo --config ppo.toml --set steps=50",
         "harken ppo --model out/sft --prompts p.jsonl \\",
+        "    --reward out/reward --out out/ppo --preset llama-2",
+        "harken ppo --model out/sft --prompts p.jsonl \\",
         "    --reward out/reward --out out/nlpo --set mask.top_p=0.9",
     )
 )(ppo)
+for name in KIN:
+    app.command(
+        name,
+        epilog=examples(
+            f"harken {name} --model out/sft --prompts p.jsonl \\",
+            f"    --reward out/reward --out out/{name}",
+            f"harken {name} --model out/sft --prompts p.jsonl \\",
+            f"    --reward out/reward --out out/{name} --set kl.coef=0.1",
+        ),
+    )(kin_command(name))
 app.command(
     epilog=examples(
         "harken ilql --model out/sft --data scored.jsonl --out out/ilql",

@@ -112,7 +112,8 @@ def describe(
         prompt = _mean([len(chat.encode_prompt(item)) for item in some])
         return Job(
             **shared,
-            batch=config.prompts_per_step * config.completions_per_prompt,
+            trained_roles=1 + config.has_critic,
+            batch=config.rollouts,
             step_rows=config.minibatch_size,
             prompt_tokens=prompt,
             new_tokens=config.sampling.max_new_tokens,

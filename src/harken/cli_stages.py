@@ -1,4 +1,4 @@
-"""Commands for single stages: preferences, sft, reward, ppo, score, evaluate."""
+"""Commands for single stages: preferences, sft, reward, score, evaluate."""
 
 import importlib.util
 from pathlib import Path
@@ -139,36 +139,6 @@ def reward(
         inputs = {"pairs": data, **({} if prompts is None else {"prompts": prompts})}
         folder = train_reward(name, pairs, out, asked, prompts=records, inputs=inputs, reporter=progress)
     show_accuracy(read_json(out / "evaluation.json"))
-    show(str(folder))
-
-
-def ppo(
-    model: ModelOption,
-    prompts: PromptsOption,
-    rewards: RewardsOption,
-    out: FolderOption,
-    config: ConfigOption = None,
-    changes: SetOption = None,
-    fit: FitOption = False,
-) -> None:
-    """Train a policy to earn reward, with PPO.
-
-    Leaving the model it starts from costs reward: the KL divergence times kl.coef.
-    """
-    from harken.config import PpoConfig
-    from harken.datasets import read_prompts
-
-    asked = settings(PpoConfig, config, changes)
-    records = read_prompts(prompts, reporter().say)
-    from harken.policy.ppo import ppo as train
-    from harken.reward.functions import load_reward
-
-    name = model_name(model)
-    asked, progress = fitted(asked, out, name, records) if fit else (asked, reporter())
-    judge = load_reward(rewards, compute=asked.compute, notify=progress.say)
-    inputs = {"prompts": prompts, **reward_inputs(rewards)}
-    with run_folder(out):
-        folder = train(name, records, judge, out, asked, inputs=inputs, reporter=progress)
     show(str(folder))
 
 

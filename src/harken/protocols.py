@@ -32,6 +32,17 @@ class PairwiseJudge(Protocol):
 
 
 @runtime_checkable
+class ScoresTokens(Protocol):
+    """A reward that can say which token earned what; the policy loops then ask for that."""
+
+    def token_scores(
+        self, prompts: Sequence[Prompt], completions: Sequence[Completion], /
+    ) -> Sequence[Sequence[float]]:
+        """Return for each completion one finite score for each of its `token_ids`, the stop token included."""
+        ...
+
+
+@runtime_checkable
 class SharesBase(Protocol):
     """A reward that can live on a base model which is in memory already."""
 
@@ -86,6 +97,36 @@ def checked_preferences(
         if not 0 <= value <= 1:
             raise RewardError(f"the judge returned {value} for prompt {prompt.id!r}; expected a probability")
     return found
+
+
+def checked_token_scores(
+    reward: ScoresTokens, prompts: Sequence[Prompt], completions: Sequence[Completion]
+) -> list[list[float]]:
+    """Call a reward of tokens and insist on one finite score for each token of each completion.
+
+    Raises:
+        RewardError: it raised, gave the wrong number of scores, or one that is not a finite number; the message names
+            the prompt.
+    """
+    try:
+        rows = [[float(value) for value in row] for row in reward.token_scores(prompts, completions)]
+    except HarkenError:
+        raise
+    except Exception as error:
+        raise RewardError(f"{_raised(error)} for {_span(prompts)}; mend it and run again") from error
+    if len(rows) != len(completions):
+        raise RewardError(
+            f"token_scores returned {len(rows)} rows for {len(completions)} completions ({_span(prompts)}); it must "
+            "return one a completion, in order"
+        )
+    for prompt, completion, row in zip(prompts, completions, rows, strict=True):
+        wanted = len(completion.token_ids or ())
+        if len(row) != wanted or not all(map(math.isfinite, row)):
+            raise RewardError(
+                f"token_scores returned {len(row)} scores for prompt {prompt.id!r}, expected {wanted} finite numbers, "
+                "one for each of the completion's token_ids"
+            )
+    return rows
 
 
 def _ask_one_by_one(reward: Reward, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> None:

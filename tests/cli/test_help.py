@@ -32,6 +32,7 @@ def test_all_commands_of_the_contract_are_there() -> None:
     single = {path[0] for path in COMMANDS if len(path) == 1}
     stages = {"generate", "preferences", "sft", "reward", "dpo", "ppo", "ilql", "rft", "score", "evaluate", "report"}
     stages |= {"ipo", "simpo", "orpo", "cpo", "kto", "online-dpo"}
+    stages |= {"rloo", "grpo", "dr-grpo", "reinforce-pp", "remax", "gspo", "cispo", "dapo"}
     assert single == {"demo", "run", "init", "doctor", "bench", "plan"} | stages
     assert {path[1] for path in COMMANDS if path[0] == "collect"} >= {"import", "export", "status", "agreement"}
     assert {path[1] for path in COMMANDS if path[0] == "data"} == {"check", "convert"}

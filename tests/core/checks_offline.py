@@ -16,17 +16,20 @@ from tests.reference import offline
 def check_token_logprobs_of_some_tokens(module: ModuleType) -> None:
     # The states are the logits: softmax of (ln 1, ln 2, ln 4) over tokens 0 and 2 is (1/5, 4/5); they have 5 of 7.
     hidden = torch.tensor([[[0.0, math.log(2), math.log(4)]] * 3], dtype=torch.float64)
-    allowed = torch.tensor([True, False, True])
+    zero = torch.zeros_like(hidden)
+    output = module.MaskedLogits(lambda h: h, lambda h: torch.tensor([True, False, True]).expand(len(h), -1))
 
     def read(token: int) -> Any:
         ids = torch.tensor([[0, token, token]])
         return module.token_logprobs(
-            hidden, ids, flags(".x."), lambda h: h, support_fn=lambda h: allowed.expand(len(h), -1), with_entropy=True
+            hidden, ids, flags(".x."), output, with_entropy=True, reference=(zero, lambda h: h)
         )
 
     close(read(2).logprobs, [[0.0, math.log(4 / 5), 0.0]])
     close(read(2).entropy, [[0.0, -(0.2 * math.log(0.2) + 0.8 * math.log(0.8)), 0.0]])
     close(read(2).log_mass, [[0.0, math.log(5 / 7), 0.0]])
+    # The reference is uniform over all three.
+    close(read(2).kl, [[0.0, 0.2 * math.log(0.6) + 0.8 * math.log(2.4), 0.0]])
     # A token outside counts as if it had been inside: 2 of 1 + 2 + 4.
     close(read(1).logprobs, [[0.0, math.log(2 / 7), 0.0]])
     close(read(1).log_mass, [[0.0, 0.0, 0.0]])

@@ -7,6 +7,7 @@ takes its place.
 from types import ModuleType
 from typing import NamedTuple
 
+from tests.core import mutants_kin as kin
 from tests.core import mutants_losses as losses
 from tests.core.mutants_offline import BEST_OF_N, ILQL_LOSS, NUCLEUS
 from tests.core.mutants_preference import KTO_LOSS, PREFERENCE_LOSS
@@ -47,8 +48,8 @@ LOGPROBS = [
     ),
     (
         "temperature ignored",
-        "logits_fn(chunk_states), temperature)",
-        "logits_fn(chunk_states), 1.0)",
+        "output(chunk_states), temperature)",
+        "output(chunk_states), 1.0)",
     ),
     ("temperature multiplied", "else logits / temperature", "else logits * temperature"),
     (
@@ -158,15 +159,18 @@ KL = [
 MUTANTS = [
     Mutant(name, module, old, new)
     for module, edits in {
-        "aggregate": AGGREGATE,
+        "aggregate": AGGREGATE + kin.AGGREGATE,
         "masking": MASKING,
-        "logprobs": LOGPROBS + NUCLEUS,
-        "kl": KL,
-        "rewards": losses.REWARDS,
-        "advantages": losses.ADVANTAGES,
-        "policy_loss": losses.POLICY_LOSS,
+        "logprobs": LOGPROBS + NUCLEUS + kin.LOGPROBS,
+        "kl": KL + kin.KL,
+        "rewards": losses.REWARDS + kin.REWARDS,
+        "advantages": losses.ADVANTAGES + kin.ADVANTAGES,
+        "policy_loss": losses.POLICY_LOSS + kin.POLICY_LOSS,
+        "group_advantages": kin.GROUP_ADVANTAGES,
+        "sequence_loss": kin.SEQUENCE_LOSS,
+        "moments": kin.MOMENTS,
         "importance": losses.IMPORTANCE,
-        "value_loss": losses.VALUE_LOSS,
+        "value_loss": losses.VALUE_LOSS + kin.VALUE_LOSS,
         "reward_loss": losses.REWARD_LOSS,
         "preference_loss": PREFERENCE_LOSS,
         "kto_loss": KTO_LOSS,

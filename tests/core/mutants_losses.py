@@ -35,13 +35,8 @@ ADVANTAGES = [
         "values = zero_outside(values.detach().to(dtype), completion_mask)",
         "values = values.detach().to(dtype)",
     ),
-    (
-        "reward after the last token",
-        "rewards = zero_outside(rewards.detach().to(dtype), completion_mask)",
-        "rewards = rewards.detach().to(dtype)",
-    ),
     ("own value not subtracted", "* next_value - values[:, step]", "* next_value"),
-    ("next value is the value", "next_value = values[:, step]", "next_value = values[:, step - 1]"),
+    ("next value is the value", "torch.where(counts, values[:, step], ", "torch.where(counts, values[:, step - 1], "),
     ("prompt not masked", "advantages = zero_outside(advantages, completion_mask)", ""),
     (
         "returns are advantages",
@@ -149,8 +144,8 @@ VALUE_LOSS = [
     ),
     (
         "absolute error",
-        "unclipped = (values - returns).square()",
-        "unclipped = (values - returns).abs()",
+        "        return error.square()",
+        "        return error.abs()",
     ),
     ("mask dropped", "mask = completion_mask", "mask = torch.ones_like(completion_mask)"),
     ("fraction of the other branch", "(clipped > unclipped)", "(clipped < unclipped)"),

@@ -5,7 +5,19 @@ from pathlib import Path
 
 import pytest
 
-from harken.config import AdaptiveKl, FullConfig, LoraConfig, MaskConfig, OptimizerConfig, SamplingConfig, Tune
+from harken.config import (
+    AdaptiveKl,
+    FullConfig,
+    LoraConfig,
+    MaskConfig,
+    OptimizerConfig,
+    PpoLossConfig,
+    PtxConfig,
+    SamplingConfig,
+    Tune,
+    ValueConfig,
+    preset,
+)
 from harken.errors import ResumeError
 from harken.policy.ilql import ilql
 from harken.policy.online_dpo import online_dpo
@@ -76,6 +88,43 @@ def _nlpo(model: Path, tune: Tune, save_every: int = 1) -> Stage:
     return lambda out, reporter: ppo(model, material.prompts(), material.count_letter, out, config, reporter=reporter)
 
 
+def _kin(name: str, **changes: object) -> Callable[[Path, Tune, int], Stage]:
+    """A kin of PPO, or PPO with more options that have a memory."""
+
+    def make(model: Path, tune: Tune, save_every: int = 1) -> Stage:
+        base = material.ppo_config(tune=tune, save_every=save_every)
+        if name == "ppo":
+            config = base.model_copy(update=changes)
+        else:
+            kept = ("steps", "prompts_per_step", "completions_per_prompt", "sampling", "score", "num_samples")
+            kept += ("tune", "save_every", "chat", "compute", "policy_optimizer")
+            same = {key: getattr(base, key) for key in kept}
+            config = preset(name, **(same | {"minibatch_size": 8} | changes))
+        return lambda out, reporter: ppo(
+            model, material.prompts(), material.count_letter, out, config, reporter=reporter
+        )
+
+    return make
+
+
+# Of the kin one of each kind: what they differ in has no memory but the prompts that were used.
+OPTIONS = {
+    "options": _kin(
+        "ppo",
+        loss=PpoLossConfig(entropy_target=1.0, entropy_coef=0.01),
+        value=ValueConfig(normalize=True, warmup_steps=1),
+    ),
+    "rloo": _kin("rloo"),
+    "grpo": _kin("grpo"),
+    "reinforce-pp": _kin("reinforce-pp"),
+    "remax": _kin("remax"),
+    "gspo": _kin("gspo"),
+    "cispo": _kin("cispo"),
+    "dr-grpo": _kin("dr-grpo"),
+    "dapo": _kin("dapo"),
+}
+
+
 STAGES = {"sft": (_sft, 6), "reward": (_reward, 4), "dpo": (_dpo, 4), "kto": (_kto, 4), "online-dpo": (_online_dpo, 4)}
 STAGES |= {"ppo": (_ppo, 4), "ilql": (_ilql, 4), "nlpo": (_nlpo, 4)}
 CASES = [(name, tune) for name in STAGES for tune in (LORA, FullConfig())]
@@ -116,6 +165,25 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(
     stage(halves, QUIET)
     assert len(material.rows(whole / "metrics.jsonl")) == total
     _assert_same_end(whole, halves)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_kin_resumes_to_the_same_bytes(name: str, tiny_model_dir: Path, tmp_path: Path) -> None:
+    stage = OPTIONS[name](tiny_model_dir, LORA, 1)
+    stage(tmp_path / "whole", QUIET)
+    _stop_at(stage, tmp_path / "halves", 2)
+    stage(tmp_path / "halves", QUIET)
+    _assert_same_end(tmp_path / "whole", tmp_path / "halves")
+
+
+def test_ptx_goes_on_with_the_demonstrations_that_are_next(tiny_model_dir: Path, tmp_path: Path) -> None:
+    data = tmp_path / "demonstrations.jsonl"
+    data.write_text("".join(item.model_dump_json() + "\n" for item in material.demonstrations()))
+    stage = _kin("ppo", ptx=PtxConfig(data=str(data), batch_size=3))(tiny_model_dir, LORA, 1)
+    stage(tmp_path / "whole", QUIET)
+    _stop_at(stage, tmp_path / "halves", 2)
+    stage(tmp_path / "halves", QUIET)
+    _assert_same_end(tmp_path / "whole", tmp_path / "halves")
 
 
 @pytest.mark.parametrize("name", STAGES)

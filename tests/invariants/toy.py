@@ -107,3 +107,61 @@ class Optimum:
         """KL(policy || optimum) in nats."""
         assert math.isclose(float(logprobs.exp().sum()), 1.0, rel_tol=1e-5), "all sequences are enumerated"
         return float((logprobs.exp() * (logprobs - self.logprobs)).sum())
+
+
+def kl_loss_fixed_point(world: World, optimum: Optimum, scale: float, estimator: str) -> Tensor:
+    """Return fp64 log-probabilities of all sequences where a KL loss and the advantages balance at every token.
+
+    The loss of a token moves that token's distribution only: unlike the KL in the reward it does not count for the
+    tokens before. So at each prefix s, with Q(s, a) the expected value under the policy itself (not the soft value),
+    the policy maximizes sum_a pi(a|s) Q(s, a) - scale KL, which is
+
+    - for k2 and full, KL(pi || ref): pi = ref exp(Q / scale) / Z;
+    - for k3, whose gradient is that of KL(ref || pi): pi = scale ref / (c - Q), c such that it sums to 1.
+
+    Args:
+        world: the enumerable one.
+        optimum: holds values and reference.
+        scale: beta, times the spread of the values where advantages are divided by it.
+        estimator: `k2`, `k3` or `full`.
+    """
+    shape = (world.num_tokens,) * world.length
+    reference, value = optimum.reference.exp().reshape(shape), optimum.values.reshape(shape)
+    logprobs = torch.zeros(shape, dtype=torch.float64)
+    for level in range(world.length, 0, -1):
+        conditional = reference / reference.sum(-1, keepdim=True)
+        if estimator == "k3":
+            policy = _balanced(conditional, value, scale)
+        else:
+            policy = (conditional.log() + value / scale).softmax(-1)
+        later = world.length - level
+        logprobs = logprobs + policy.log().reshape(*policy.shape, *(1,) * later)
+        value, reference = (policy * value).sum(-1), reference.sum(-1)
+    return logprobs.flatten()
+
+
+def _balanced(reference: Tensor, value: Tensor, scale: float) -> Tensor:
+    """Solve sum_a scale ref(a) / (c - Q(a)) = 1 for c by bisection: c is above every Q and at most scale above all."""
+    top = value.amax(-1, keepdim=True)
+    low, high = top + scale * reference.amin(-1, keepdim=True) * 1e-6, top + scale
+    for _ in range(200):
+        middle = (low + high) / 2
+        too_much = (scale * reference / (middle - value)).sum(-1, keepdim=True) > 1
+        low, high = torch.where(too_much, middle, low), torch.where(too_much, high, middle)
+    policy = scale * reference / (high - value)
+    return policy / policy.sum(-1, keepdim=True)
+
+
+def group_fixed_point(world: World, optimum: Optimum, estimator: str) -> Tensor:
+    """Return the fixed point of GRPO: advantages in units of the values' spread under the policy, which it shrinks.
+
+    Dividing the advantages by a number is multiplying beta by it, so the point solves scale = beta std(scale).
+    """
+    low, high = 1e-3, 10.0
+    for _ in range(100):
+        middle = (low + high) / 2
+        policy = kl_loss_fixed_point(world, optimum, middle, estimator).exp()
+        mean = (policy * optimum.values).sum()
+        spread = float((policy * (optimum.values - mean).square()).sum().sqrt())
+        low, high = (middle, high) if optimum.beta * spread > middle else (low, middle)
+    return kl_loss_fixed_point(world, optimum, (low + high) / 2, estimator)

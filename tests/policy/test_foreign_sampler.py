@@ -9,18 +9,19 @@ import pytest
 
 from harken.config import (
     FullConfig,
+    GaeConfig,
     LoraConfig,
     OwnSamplerConfig,
     PpoConfig,
-    PpoLossConfig,
     VllmConfig,
     VllmServerConfig,
     build,
 )
 from harken.errors import ConfigError, SelfTestError
-from harken.policy.ppo import ppo, prepare, update
+from harken.policy.ppo import ppo, prepare
 from harken.policy.rollout import Rollout, rollout, score
 from harken.policy.selftest import check_first_rollout
+from harken.policy.update import update
 from tests.lm.stand_in import EngineOnServer, serving
 from tests.policy import material
 
@@ -35,7 +36,7 @@ def _with_mismatch(experience: Rollout, nats: float) -> Rollout:
 
 def _learn(model: Path, sampler: Any, nats: float) -> dict[str, float]:
     """Metrics of one update in one minibatch on completions drawn with a mismatch."""
-    config = material.ppo_config(epochs=1, minibatch_size=8, loss=PpoLossConfig(whiten_advantages=False))
+    config = material.ppo_config(epochs=1, minibatch_size=8, advantage=GaeConfig(whiten=False))
     state = prepare(model, material.count_letter, config)
     experience = _with_mismatch(rollout(state.trunk, material.prompts(), config, step=0), nats)
     scores = score(experience, material.count_letter)

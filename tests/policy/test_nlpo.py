@@ -12,9 +12,10 @@ from harken.lm.batch import Tokens, pad
 from harken.lm.forward import completion_logprobs
 from harken.lm.sample import sample
 from harken.policy.nlpo import MASK, add_mask, outside_loss, renew_mask_if_due
-from harken.policy.ppo import prepare, update
+from harken.policy.ppo import prepare
 from harken.policy.rollout import POLICY, rollout, score
 from harken.policy.selftest import check_first_rollout
+from harken.policy.update import update
 from harken.records import SamplingSettings
 from tests.lm.archs import make_trunk, plain_logits, shake
 from tests.policy import material

@@ -16,19 +16,23 @@ from harken.config import (
     ComputeConfig,
     FixedKl,
     FullConfig,
+    GaeConfig,
     LoraConfig,
     OptimizerConfig,
     PpoConfig,
     PpoLossConfig,
     SamplingConfig,
     ScoreConfig,
+    ValueConfig,
 )
 from harken.core.advantages import gae, whiten
 from harken.errors import DataError, RewardError
 from harken.lm.batch import Tokens, pad
 from harken.lm.forward import completion_values, values_of_states
-from harken.policy.ppo import PpoState, draw_prompts, make_rewards, ppo, prepare, update
-from harken.policy.rollout import CRITIC, POLICY, Rollout, rollout, score
+from harken.policy.ppo import ppo, prepare
+from harken.policy.rollout import CRITIC, POLICY, Rollout, draw_prompts, rollout, score
+from harken.policy.targets import make_rewards
+from harken.policy.update import PpoState, update
 from harken.protocols import Reward
 from harken.records import Completion, Prompt
 from harken.reward.functions import WeightedSum, load_reward
@@ -78,7 +82,8 @@ def test_the_critic_learns_to_foresee_the_return(tiny_model_dir: Path, tmp_path:
         minibatch_size=12,
         epochs=4,
         tune=FullConfig(),
-        loss=PpoLossConfig(value_clip=10.0, gae_lambda=1.0),
+        value=ValueConfig(clip=10.0),
+        advantage=GaeConfig(gae_lambda=1.0),
         policy_optimizer=OptimizerConfig(learning_rate=1e-9, eps=1e-5),
         critic_optimizer=OptimizerConfig(learning_rate=1e-2, eps=1e-5, schedule="constant"),
     )
@@ -229,7 +234,7 @@ def test_a_policy_trained_in_full_has_a_critic_of_its_own(tiny_model_dir: Path, 
 def test_a_critic_head_starts_as_the_reward_model_and_only_the_head_learns(
     tiny_model_dir: Path, reward_dir: Path
 ) -> None:
-    config = material.ppo_config(critic="head")
+    config = material.ppo_config(value=ValueConfig(critic="head"))
     whole, _ = _prepared(tiny_model_dir, reward_dir, material.ppo_config())
     state, reward = _prepared(tiny_model_dir, reward_dir, config)
     assert set(state.trunk.parameters(CRITIC)) == {"head.weight", "head.bias"}
@@ -249,7 +254,7 @@ def test_a_critic_head_starts_as_the_reward_model_and_only_the_head_learns(
 
 
 def test_a_critic_head_without_a_reward_model_reads_the_reference(tiny_model_dir: Path) -> None:
-    config = material.ppo_config(critic="head", tune=FullConfig())
+    config = material.ppo_config(value=ValueConfig(critic="head"), tune=FullConfig())
     state, experience = _start(tiny_model_dir, config, material.count_letter)
     with torch.no_grad():
         states = state.trunk.hidden(None, experience.batch)

@@ -25,9 +25,10 @@ from harken.lm import trunk as trunk_module
 from harken.policy import ppo as ppo_module
 from harken.policy import rollout as rollout_module
 from harken.policy import selftest as selftest_module
-from harken.policy.ppo import ppo, prepare, update
+from harken.policy.ppo import ppo, prepare
 from harken.policy.rollout import POLICY, Rollout, rollout, score
 from harken.policy.selftest import check_boundaries, check_first_rollout, check_output_layer
+from harken.policy.update import update
 from tests.policy import material
 from tests.tiny import make_tiny_tokenizer
 

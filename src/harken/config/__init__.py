@@ -4,7 +4,26 @@ from harken.config.base import Config, apply_overrides, build, differences, fiel
 from harken.config.evaluate import BestOfConfig, EvaluateConfig, GenerateConfig
 from harken.config.ilql import IlqlConfig, IlqlLossConfig
 from harken.config.nlpo import MaskConfig
-from harken.config.ppo import AdaptiveKl, FixedKl, PpoConfig, PpoLossConfig, ScoreConfig
+from harken.config.policy_loss import (
+    CispoLossConfig,
+    GspoLossConfig,
+    PolicyLoss,
+    PpoLossConfig,
+    ReinforceLossConfig,
+)
+from harken.config.ppo import (
+    AdaptiveKl,
+    FixedKl,
+    GaeConfig,
+    GroupConfig,
+    PpoConfig,
+    PtxConfig,
+    ReinforceConfig,
+    RemaxConfig,
+    RlooConfig,
+    ScoreConfig,
+    ValueConfig,
+)
 from harken.config.preference import (
     CpoConfig,
     CpoLossConfig,
@@ -25,6 +44,7 @@ from harken.config.preference import (
     needs_reference,
 )
 from harken.config.preferences import PreferencesConfig
+from harken.config.presets import load_preset, preset, preset_names
 from harken.config.recipe import (
     RECIPES,
     CollectConfig,
@@ -50,6 +70,7 @@ __all__ = [
     "AdaptiveKl",
     "BestOfConfig",
     "ChatConfig",
+    "CispoLossConfig",
     "CollectConfig",
     "ComputeConfig",
     "Config",
@@ -60,7 +81,10 @@ __all__ = [
     "EvaluateConfig",
     "FixedKl",
     "FullConfig",
+    "GaeConfig",
     "GenerateConfig",
+    "GroupConfig",
+    "GspoLossConfig",
     "HingeLossConfig",
     "IlqlConfig",
     "IlqlLossConfig",
@@ -75,13 +99,19 @@ __all__ = [
     "OrpoConfig",
     "OrpoLossConfig",
     "OwnSamplerConfig",
+    "PolicyLoss",
     "PpoConfig",
     "PpoLossConfig",
     "PreferenceLoss",
     "PreferencesConfig",
+    "PtxConfig",
     "RecipeConfig",
+    "ReinforceConfig",
+    "ReinforceLossConfig",
+    "RemaxConfig",
     "RewardConfig",
     "RftConfig",
+    "RlooConfig",
     "RobustDpoLossConfig",
     "SamplerConfig",
     "SamplingConfig",
@@ -90,6 +120,7 @@ __all__ = [
     "SimpoConfig",
     "SimpoLossConfig",
     "Tune",
+    "ValueConfig",
     "VllmConfig",
     "VllmServerConfig",
     "apply_overrides",
@@ -97,6 +128,9 @@ __all__ = [
     "differences",
     "field_paths",
     "load",
+    "load_preset",
     "load_recipe",
     "needs_reference",
+    "preset",
+    "preset_names",
 ]

@@ -29,18 +29,19 @@ class Config(BaseModel):
         merged = dict(cast("Mapping[str, Any]", values))
         for name, field in cls.model_fields.items():
             if name in merged and isinstance(field.default, Config):
-                merged[name] = _laid_over(field.default.model_dump(), merged[name])
+                merged[name] = laid_over(field.default.model_dump(), merged[name])
         return merged
 
 
-def _laid_over(defaults: object, given: object) -> object:
+def laid_over(defaults: object, given: object) -> Any:
+    """Return settings with others laid over them: sections key by key, unless their `kind` becomes another one."""
     if not isinstance(given, Mapping):
         return given
     section = cast("Mapping[str, Any]", given)
     base = cast("Mapping[str, Any]", defaults if isinstance(defaults, Mapping) else {})
     if section.get("kind", base.get("kind")) != base.get("kind"):
         return dict(section)  # another variant has its own defaults
-    return {**base, **{key: _laid_over(base.get(key), value) for key, value in section.items()}}
+    return {**base, **{key: laid_over(base.get(key), value) for key, value in section.items()}}
 
 
 def build(model: type[ConfigT], values: Mapping[str, Any], *, where: str) -> ConfigT:

@@ -20,7 +20,9 @@ def gae(
 ) -> tuple[Tensor, Tensor]:
     """Generalized advantage estimation over completion tokens.
 
-    The results carry no gradient and are not whitened.
+    The results carry no gradient and are not whitened. Tokens between completion tokens, which others wrote in a
+    conversation of several turns, take no part: the next completion token follows the last one as if they were not
+    there.
 
     Args:
         rewards: (B, S), reward units; the score sits on the last completion token.
@@ -34,28 +36,28 @@ def gae(
         zero outside the mask.
 
     Raises:
-        ValueError: if shapes differ, the mask has a gap, or gamma or lambda is outside [0, 1].
+        ValueError: if shapes differ, or gamma or lambda is outside [0, 1].
 
     Source:
         arXiv:1506.02438 eq. 16; recursion of arXiv:1707.06347 eq. 11-12, value 0 after the last
-        token (a completion cut by the length limit counts as ended).
+        token (a completion cut by the length limit counts as ended); several turns: as in verl and NeMo-RL.
     """
     check_same_shape(rewards, values=values, completion_mask=completion_mask)
     check_completion_mask(completion_mask)
     if not (0 <= gamma <= 1 and 0 <= gae_lambda <= 1):
         raise ValueError(f"gamma {gamma} and gae_lambda {gae_lambda}, expected values in [0, 1]")
     dtype = torch.promote_types(values.dtype, torch.float32)
-    rewards = zero_outside(rewards.detach().to(dtype), completion_mask)
+    rewards = rewards.detach().to(dtype)
     values = zero_outside(values.detach().to(dtype), completion_mask)
     advantages = torch.zeros_like(values)
     next_value = values.new_zeros(values.shape[0])
     next_advantage = values.new_zeros(values.shape[0])
     for step in reversed(range(values.shape[1])):
         delta = rewards[:, step] + gamma * next_value - values[:, step]
-        # Columns outside the mask hold zeros only, so the recursion stays zero until the last
-        # completion token; before the first one it is cut below.
-        next_advantage = delta + gamma * gae_lambda * next_advantage
-        next_value = values[:, step]
+        counts = completion_mask[:, step]
+        # Across tokens that others wrote both are carried unchanged.
+        next_advantage = torch.where(counts, delta + gamma * gae_lambda * next_advantage, next_advantage)
+        next_value = torch.where(counts, values[:, step], next_value)
         advantages[:, step] = next_advantage
     advantages = zero_outside(advantages, completion_mask)
     return advantages, advantages + values

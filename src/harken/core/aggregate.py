@@ -1,6 +1,6 @@
 """The one place where per-token values become one number."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple, assert_never
 
 import torch
 from torch import Tensor
@@ -128,3 +128,43 @@ def masked_moments(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     shift = centered.sum() / count
     variance = zero_outside(centered - shift, mask).square().sum() / count
     return origin + shift, variance
+
+
+def row_weights(
+    completion_mask: Tensor, aggregation: Literal["token_mean", "sequence_mean", "constant"], *, length: int
+) -> Tensor:
+    """Weights of the rows that turn a token mean over the batch into another mean.
+
+    A loss term times its row's weight, summed over all completion tokens and divided by their number, is
+
+    - ``token_mean``: the mean over tokens (every weight is 1);
+    - ``sequence_mean``: the mean over rows of each row's mean over tokens;
+    - ``constant``: the mean over rows of each row's sum, divided by ``length``.
+
+    Args:
+        completion_mask: (B, S) bool, True = completion token, of the whole batch of the optimizer step.
+        aggregation: which mean.
+        length: tokens, at least 1.
+
+    Returns:
+        (B, 1) fp32; 0 for a row without completion tokens.
+
+    Raises:
+        ValueError: if the length is below 1.
+
+    Source:
+        token_mean: arXiv:2503.14476 section 3.3; sequence_mean: arXiv:2402.03300 eq. 3; constant: arXiv:2503.20783.
+    """
+    if length < 1:
+        raise ValueError(f"length is {length}, expected at least 1")
+    counts = completion_mask.sum(dim=1, keepdim=True).float()
+    per_row = counts.sum() / len(counts)
+    match aggregation:
+        case "token_mean":
+            return (counts > 0).float()
+        case "sequence_mean":
+            return torch.where(counts > 0, per_row / counts.clamp(min=1), 0.0)
+        case "constant":
+            return torch.where(counts > 0, per_row / length, 0.0)
+        case _:
+            assert_never(aggregation)

@@ -1,6 +1,7 @@
 """Kullback-Leibler divergence: per-token estimators, the exact value, and its controller."""
 
 import math
+from typing import Literal, assert_never
 
 import torch
 from torch import Tensor
@@ -79,9 +80,55 @@ def kl_k3(policy_logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     Source:
         J. Schulman, "Approximating KL divergence" (2020), k3.
     """
+    return _unbounded_k3(policy_logprobs, ref_logprobs).clamp(0.0, MAX_K3)
+
+
+def _unbounded_k3(policy_logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     delta = kl_k1(policy_logprobs, ref_logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     # expm1 keeps the digits that exp(-delta) - 1 loses near delta = 0.
-    return (torch.expm1(-delta) + delta).clamp(0.0, MAX_K3)
+    return torch.expm1(-delta) + delta
+
+
+def kl_loss_terms(
+    policy_logprobs: Tensor,
+    old_logprobs: Tensor,
+    ref_logprobs: Tensor,
+    mask: Tensor,
+    *,
+    estimator: Literal["k2", "k3"],
+) -> Tensor:
+    """Per-token terms of a KL loss, each times the ratio to the policy that drew the token, taken as constant.
+
+    In expectation over the policy the gradient of k2 is that of KL(policy || reference), and that of k3 the gradient
+    of KL(reference || policy). k1 is none: its gradient has mean zero. k3 is not bounded here as it is where it is
+    measured: a bound would take the gradient from just the tokens that the policy gave up.
+
+    Args:
+        policy_logprobs: (B, S), nats, with gradient.
+        old_logprobs: (B, S), nats, of the policy before the update; taken as constant.
+        ref_logprobs: (B, S), nats; taken as constant.
+        mask: (B, S) bool, True = completion token.
+        estimator: which.
+
+    Returns:
+        (B, S), nats, zero outside the mask.
+
+    Raises:
+        ValueError: if the shapes differ.
+
+    Source:
+        k3 as a loss: arXiv:2402.03300 eq. 4; k2 and the ratio: Y. Tang and R. Munos, arXiv:2506.09477.
+    """
+    policy = zero_outside(policy_logprobs, mask)
+    old, ref = (zero_outside(x.detach(), mask) for x in (old_logprobs, ref_logprobs))
+    ratio = torch.clamp(kl_k1(policy.detach(), old), -MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+    match estimator:
+        case "k2":
+            return ratio * kl_k2(policy, ref)
+        case "k3":
+            return ratio * _unbounded_k3(policy, ref)
+        case _:
+            assert_never(estimator)
 
 
 def full_kl(policy_logits: Tensor, ref_logits: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportUnknownVariableType]
 
+from harken.core.kl import full_kl
 from harken.core.masking import true_rows
 
 LogitsFn = Callable[[Tensor], Tensor]
@@ -18,6 +19,17 @@ LogitsFn = Callable[[Tensor], Tensor]
 
 SupportFn = Callable[[Tensor], Tensor]
 """States (N, H) to (N, V) bool, True = token may be drawn."""
+
+
+class MaskedLogits(NamedTuple):
+    """An output layer some of whose tokens are never drawn."""
+
+    logits_fn: LogitsFn
+    support_fn: SupportFn
+
+
+Parts = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Of some tokens: log-probabilities, entropy, KL, logarithm of the mass inside."""
 
 BLOCK = 128
 """Tokens whose mass is added up together when a token is drawn."""
@@ -30,12 +42,15 @@ class TokenLogprobs(NamedTuple):
         logprobs: (B, S) fp32, nats, zero where masked out.
         entropy: (B, S) fp32, nats, of the distribution the token was drawn from, zero where masked
             out; None if it was not asked for.
+        kl: (B, S) fp32, nats, KL(policy || reference) of that whole distribution, zero where masked out; None if it
+            was not asked for.
         log_mass: (B, S) fp32, nats, logarithm of the mass that the tokens which may be drawn have
             among all, zero where masked out; None if all may be drawn.
     """
 
     logprobs: Tensor
     entropy: Tensor | None
+    kl: Tensor | None = None
     log_mass: Tensor | None = None
 
 
@@ -64,14 +79,14 @@ def token_logprobs(
     hidden_BSH: Tensor,
     ids_BS: Tensor,
     completion_mask_BS: Tensor,
-    logits_fn: LogitsFn,
+    logits_fn: LogitsFn | MaskedLogits,
     *,
     temperature: float = 1.0,
     chunk_tokens: int = 1024,
     with_entropy: bool = False,
-    support_fn: SupportFn | None = None,
+    reference: tuple[Tensor, LogitsFn] | None = None,
 ) -> TokenLogprobs:
-    """Log-probability (and entropy) of every completion token, in chunks of tokens.
+    """Log-probability (and entropy, and exact KL) of every completion token, in chunks of tokens.
 
     At most ``chunk_tokens`` rows of logits exist at a time, forward and backward: with gradients
     enabled each chunk is recomputed in the backward pass.
@@ -81,12 +96,13 @@ def token_logprobs(
         ids_BS: (B, S) long.
         completion_mask_BS: (B, S) bool, True = completion token; False at index 0.
         logits_fn: states (N, H) to logits (N, V), called once per chunk (with N = 0 if no token
-            is masked, so that the result always has a gradient).
+            is masked, so that the result always has a gradient). With a mask of tokens the softmax is over those that
+            may be drawn, and the token that was drawn, which rounding may have put outside.
         temperature: logits are divided by it, as in sampling; above zero.
         chunk_tokens: rows per call of ``logits_fn``, at least 1.
         with_entropy: also compute -sum p log p over the vocabulary, differentiable.
-        support_fn: which tokens may be drawn from a state; the softmax is over these and the token
-            that was drawn, which rounding may have put outside. None: all tokens.
+        reference: states (B, S, H) and output layer of the reference: also compute the exact KL to it, which costs a
+            second chunk of logits.
 
     Returns:
         TokenLogprobs; the softmax is computed in fp32 (in fp64 for fp64 logits).
@@ -100,25 +116,37 @@ def token_logprobs(
         raise ValueError(f"chunk_tokens is {chunk_tokens}, expected at least 1")
     states = preceding_states(hidden_BSH, completion_mask_BS)
     token_ids = ids_BS[completion_mask_BS]
+    output, support_fn = logits_fn if isinstance(logits_fn, MaskedLogits) else (logits_fn, None)
+    ref_states = states if reference is None else preceding_states(reference[0], completion_mask_BS)
 
-    def one_chunk(chunk_states: Tensor, chunk_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        logits = _tempered(logits_fn(chunk_states), temperature)
-        if support_fn is None:
-            logprobs, entropy = _gather_logprobs(logits, chunk_ids, with_entropy=with_entropy)
-            return logprobs, entropy, logprobs.detach()
-        allowed = support_fn(chunk_states).scatter(1, chunk_ids[:, None], value=True)
-        inside = logits.masked_fill(~allowed, -torch.inf)
-        log_mass = inside.logsumexp(dim=-1) - logits.logsumexp(dim=-1)
-        return *_gather_logprobs(inside, chunk_ids, with_entropy=with_entropy), log_mass
+    def one_chunk(chunk_states: Tensor, chunk_ids: Tensor, chunk_ref_states: Tensor) -> Parts:
+        logits = _tempered(output(chunk_states), temperature)
+        inside = logits
+        if support_fn is not None:
+            allowed = support_fn(chunk_states).scatter(1, chunk_ids[:, None], value=True)
+            inside = logits.masked_fill(~allowed, -torch.inf)
+        logprobs, entropy = _gather_logprobs(inside, chunk_ids, with_entropy=with_entropy)
+        kl = log_mass = logprobs.detach()
+        if reference is not None:
+            kl = full_kl(inside, _tempered(reference[1](chunk_ref_states), temperature))
+        if support_fn is not None:
+            log_mass = inside.logsumexp(dim=-1) - logits.logsumexp(dim=-1)
+        return logprobs, entropy, kl, log_mass
 
-    chunks: list[tuple[Tensor, Tensor, Tensor]] = []
-    for pair in zip(_chunks(states, chunk_tokens), _chunks(token_ids, chunk_tokens), strict=True):
+    found: list[Parts] = []
+    for chunk in zip(*(_chunks(x, chunk_tokens) for x in (states, token_ids, ref_states)), strict=True):
         if torch.is_grad_enabled():
-            chunks.append(cast(tuple[Tensor, Tensor, Tensor], checkpoint(one_chunk, *pair, use_reentrant=False)))
+            found.append(cast(Parts, checkpoint(one_chunk, *chunk, use_reentrant=False)))
         else:
-            chunks.append(one_chunk(*pair))
-    logprobs, entropy, log_mass = (_scatter(list(part), completion_mask_BS) for part in zip(*chunks, strict=True))
-    return TokenLogprobs(logprobs, entropy if with_entropy else None, None if support_fn is None else log_mass)
+            found.append(one_chunk(*chunk))
+    parts = (_scatter(list(chunks), completion_mask_BS) for chunks in zip(*found, strict=True))
+    logprobs, entropy, kl, log_mass = parts
+    return TokenLogprobs(
+        logprobs,
+        entropy if with_entropy else None,
+        None if reference is None else kl,
+        None if support_fn is None else log_mass,
+    )
 
 
 def sampling_logprobs(logits_NV: Tensor, *, temperature: float, top_k: int, top_p: float) -> Tensor:

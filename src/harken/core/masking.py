@@ -65,16 +65,17 @@ def last_true_index(mask: Tensor) -> Tensor:
 
 
 def check_completion_mask(mask: Tensor) -> None:
-    """Refuse a mask that cannot be one prompt followed by one completion in each row.
+    """Refuse a mask that cannot be one of completion tokens.
 
-    A row without completion tokens passes: padding rows are legal.
+    A row without completion tokens passes: padding rows are legal. So does one with gaps: in a conversation of several
+    turns, what others said stands between the policy's own tokens.
 
     Args:
         mask: (B, S), to be bool, True = completion token.
 
     Raises:
-        ValueError: if mask is not a bool matrix, is True at index 0 (no token comes before it, so
-            its log-probability does not exist), or has a gap in a row.
+        ValueError: if mask is not a bool matrix, or is True at index 0 (no token comes before it, so
+            its log-probability does not exist).
     """
     if mask.ndim != 2 or mask.dtype != torch.bool:
         raise ValueError(f"completion mask: {mask.ndim}-d {mask.dtype}, expected 2-d torch.bool")
@@ -83,10 +84,6 @@ def check_completion_mask(mask: Tensor) -> None:
         raise ValueError(
             f"rows {true_rows(is_at_zero)} of the completion mask are True at index 0, expected a prompt token there"
         )
-    num_starts = (mask[:, 1:] & ~mask[:, :-1]).sum(dim=1)
-    has_gap = num_starts > 1
-    if bool(has_gap.any()):
-        raise ValueError(f"rows {true_rows(has_gap)} of the completion mask have a gap")
 
 
 def true_rows(flags: Tensor) -> list[int]:

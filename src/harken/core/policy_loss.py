@@ -1,5 +1,7 @@
 """Losses of the policy in PPO."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -83,3 +85,30 @@ def entropy_bonus(entropy: Tensor, mask: Tensor, denominator: float | Tensor) ->
         ValueError: if the shapes differ.
     """
     return masked_sum(entropy, mask, denominator)
+
+
+def adaptive_entropy_coef(entropy_coef: float, entropy: float, *, target: float, change: float, upper: float) -> float:
+    """Coefficient of the entropy bonus for the next batch: up while the entropy is below its target, else down.
+
+    Args:
+        entropy_coef: coefficient used for this batch, at least 0.
+        entropy: of the policy that drew this batch, mean per token, nats.
+        target: wanted entropy, nats, at least 0.
+        change: how far the coefficient moves a batch, above zero.
+        upper: largest coefficient.
+
+    Returns:
+        entropy_coef plus or minus ``change``, in [0, upper].
+
+    Raises:
+        ValueError: if entropy is not finite, or a setting is outside its range.
+
+    Source:
+        arXiv:2505.22312 section 4 (Skywork-OR1).
+    """
+    if not math.isfinite(entropy):
+        raise ValueError(f"entropy is {entropy}; the policy diverged")
+    if not (target >= 0 and change > 0 and upper >= 0):
+        raise ValueError(f"target {target}, change {change}, upper {upper}; expected at least 0, above 0, at least 0")
+    moved = entropy_coef + (change if entropy < target else -change)
+    return min(max(moved, 0.0), upper)

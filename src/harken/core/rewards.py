@@ -63,6 +63,28 @@ def apply_stop_penalty(
             assert_never(mode)
 
 
+def overlong_penalty(lengths_B: Tensor, *, max_length: int, buffer: int) -> Tensor:
+    """Penalty that grows linearly over the last ``buffer`` tokens before the limit.
+
+    Args:
+        lengths_B: (B,) completion lengths, tokens.
+        max_length: longest completion, tokens.
+        buffer: tokens before the limit in which the penalty grows, in [1, max_length].
+
+    Returns:
+        (B,) fp32, 0 up to max_length - buffer tokens, then falling to -1 at max_length.
+
+    Raises:
+        ValueError: if the buffer is outside its range.
+
+    Source:
+        arXiv:2503.14476 eq. 13 (DAPO, soft overlong punishment).
+    """
+    if not 1 <= buffer <= max_length:
+        raise ValueError(f"buffer is {buffer}, expected 1 to {max_length} tokens")
+    return ((max_length - buffer - lengths_B.float()) / buffer).clamp(-1.0, 0.0)
+
+
 def token_rewards(scores_B: Tensor, kl_BS: Tensor, completion_mask: Tensor, kl_coef: float | Tensor) -> Tensor:
     """Reward of each token: the KL penalty everywhere, plus the score at the last one.
 

@@ -37,6 +37,7 @@ class Chat:
         template: Literal["auto", "plain", "raw"] = "auto",
         *,
         extra_stop_ids: tuple[int, ...] = (),
+        stop: tuple[str, ...] = (),
     ) -> None:
         """Choose the template and find the end token.
 
@@ -44,9 +45,10 @@ class Chat:
             tokenizer: of the model; a pad token is not needed.
             template: `auto` takes the tokenizer's own, else `plain`.
             extra_stop_ids: further stop tokens, as from the model's generation config.
+            stop: texts of further stop tokens.
 
         Raises:
-            DataError: the tokenizer has no end token at all.
+            DataError: the tokenizer has no end token at all, or a stop text is not one token.
         """
         self.tokenizer: Any = tokenizer
         self.note = ""
@@ -60,6 +62,7 @@ class Chat:
         self.end_id = self._find_end_id()
         eos = self.tokenizer.eos_token_id
         self.stop_ids = frozenset({self.end_id, *extra_stop_ids} | ({eos} if eos is not None else set()))
+        self.stop_ids |= {self._stop_id(text) for text in stop}
         self._anchor = self._encode("a")[-1:]
         self._anchor_text = self.tokenizer.decode(self._anchor)
         behind = self.tokenizer.decode([*self._anchor, *self._encode("b")])
@@ -126,6 +129,14 @@ class Chat:
 
     def _encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def _stop_id(self, text: str) -> int:
+        ids = self._encode(text)
+        if len(ids) != 1:
+            raise DataError(
+                f"chat.stop: {text!r} is {len(ids)} tokens of this model, expected one; name a single token"
+            )
+        return ids[0]
 
     def _starts_with_bos(self) -> bool:
         bos = self.tokenizer.bos_token_id

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harken.core.logprobs import TokenLogprobs, preceding_states, token_logprobs
+from harken.core.logprobs import MaskedLogits, TokenLogprobs, preceding_states, token_logprobs
 from harken.lm.batch import Batch, Tokens, microbatches, pad, pad_shared
 from harken.lm.trunk import Trunk
 
@@ -22,8 +22,9 @@ def completion_logprobs(
     temperature: float = 1.0,
     chunk_tokens: int = 1024,
     with_entropy: bool = False,
+    with_kl: bool = False,
 ) -> TokenLogprobs:
-    """Return log-probabilities (and entropy) of the completion tokens under a role, differentiable.
+    """Return log-probabilities (and entropy, and KL) of the completion tokens under a role, differentiable.
 
     Args:
         trunk: base and roles.
@@ -32,16 +33,22 @@ def completion_logprobs(
         temperature: the one the tokens were sampled with; logits are divided by it.
         chunk_tokens: tokens whose logits exist at the same time.
         with_entropy: also return the entropy of each token's distribution.
+        with_kl: also return the exact KL of each token's distribution to the reference's, which reads the batch too.
     """
+    reference = None
+    if with_kl:
+        with torch.no_grad():
+            reference = (trunk.hidden(None, batch), trunk.logits_fn(None))
+    logits_fn, support_fn = trunk.logits_fn(role), trunk.support_fn(role)
     return token_logprobs(
         trunk.hidden(role, batch),
         batch.ids,
         batch.completion_mask,
-        trunk.logits_fn(role),
+        logits_fn if support_fn is None else MaskedLogits(logits_fn, support_fn),
         temperature=temperature,
         chunk_tokens=chunk_tokens,
         with_entropy=with_entropy,
-        support_fn=trunk.support_fn(role),
+        reference=reference,
     )
 
 

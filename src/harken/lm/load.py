@@ -111,7 +111,7 @@ def load_model(
     generation: Any = model.generation_config
     stops = generation.eos_token_id if generation is not None else None
     extra = tuple(stops) if isinstance(stops, list) else () if stops is None else (stops,)
-    rendering = Chat(tokenizer, chat.template, extra_stop_ids=extra)
+    rendering = Chat(tokenizer, chat.template, extra_stop_ids=extra, stop=chat.stop)
     if rendering.note:
         notify(f"{name}: {rendering.note}")
     return LoadedModel(model, rendering, str(name))

@@ -75,6 +75,11 @@ class Optimizer:
                 self._masters[name].grad = None
         return float(norm)
 
+    def clear(self) -> None:
+        """Drop the gradients without a step."""
+        for parameter in self.parameters.values():
+            parameter.grad = None
+
     def _copies(self) -> dict[str, Tensor]:
         return {name: master.detach().clone() for name, master in self._masters.items()}
 

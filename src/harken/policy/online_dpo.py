@@ -21,8 +21,8 @@ from harken.lm.optim import Optimizer
 from harken.lm.sample import completion_seeds, to_completion
 from harken.lm.samplers import Sampler, open_sampler
 from harken.lm.trunk import Trunk
-from harken.policy.ppo import draw_prompts
 from harken.policy.preference_step import Examples, all_logprobs, train_step
+from harken.policy.rollout import draw_prompts
 from harken.policy.selftest import check_output_layer
 from harken.policy.sft import ROLE, save_policy
 from harken.progress import QUIET, Reporter

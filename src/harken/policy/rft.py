@@ -8,7 +8,6 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -173,8 +172,8 @@ def best(
 def imitation(config: RftConfig, number: int) -> SftConfig:
     """Return the settings of a round's training."""
     names = SftConfig.model_fields.keys() & RftConfig.model_fields.keys()
-    shared: dict[str, Any] = {name: getattr(config, name) for name in names}
-    return SftConfig(**shared | {"seed": config.seed + number})
+    shared = {name: getattr(config, name) for name in names}
+    return SftConfig.model_validate(shared | {"seed": config.seed + number})
 
 
 def log_round(run: Run, folder: Path, number: int, num_kept: int, config: RftConfig) -> None:

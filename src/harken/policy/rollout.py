@@ -1,13 +1,14 @@
 """One PPO step's experience: `rollout` samples and reads it, `score` asks the reward."""
 
+import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from harken.config import PpoConfig
+from harken.config import OnlineDpoConfig, PpoConfig, RemaxConfig
 from harken.lm.batch import Batch, Tokens, pad
 from harken.lm.forward import (
     by_microbatch,
@@ -19,8 +20,9 @@ from harken.lm.forward import (
 from harken.lm.sample import completion_seeds, to_completion
 from harken.lm.samplers import OwnSampler, Sampler
 from harken.lm.trunk import Trunk
-from harken.protocols import Reward, checked_scores
+from harken.protocols import Reward, ScoresTokens, checked_scores, checked_token_scores
 from harken.records import Completion, Prompt, SamplingSettings
+from harken.runs import derive_seed
 
 POLICY, CRITIC = "policy", "critic"
 
@@ -50,13 +52,15 @@ class Rollout:
     ref_logprobs: Tensor
     """(B, S) nats, adapters off."""
     values: Tensor
-    """(B, S) score units, the critic before the update."""
+    """(B, S) score units (normalized ones where `value.normalize`), the critic before the update; 0 without one."""
     critic_states: Tensor | None
     """(B, S, H) states before the completion tokens, where only the critic's head learns: they stay as they are."""
     entropy: float
     """Mean over completion tokens, nats, before the update."""
     stopped: Tensor
     """(B,) bool, True = ended with a stop token."""
+    greedy: tuple[Completion, ...] = ()
+    """One for each of the B / n prompts, always the most likely token, where ReMax compares with it."""
 
 
 @torch.no_grad()
@@ -76,6 +80,7 @@ def rollout(
         DataError: a prompt leaves no room for `max_new_tokens`; the message names it.
     """
     n = config.completions_per_prompt
+    source = f"{trunk.source}+ppo@{step}"
     asked = [prompt for prompt in prompts for _ in range(n)]
     limit = min(config.max_length, trunk.context_length) - config.sampling.max_new_tokens
     ids = [trunk.chat.encode_prompt(prompt, max_length=limit) for prompt in prompts]
@@ -86,7 +91,7 @@ def rollout(
     batch = pad([Tokens(ids[row // n], item.token_ids) for row, item in enumerate(drawn)], trunk.device)
     batch = trunk.with_lower_states(batch, max_tokens=config.compute.scoring_tokens)
     completions = [
-        to_completion(trunk.chat, prompt, item, settings, seed=seed, model=f"{trunk.source}+ppo@{step}")
+        to_completion(trunk.chat, prompt, item, settings, seed=seed, model=source)
         for prompt, item, seed in zip(asked, drawn, seeds, strict=True)
     ]
     sampler_logprobs = torch.zeros(batch.ids.shape, device=trunk.device)
@@ -95,11 +100,11 @@ def rollout(
     room: Any = {"max_tokens": config.compute.scoring_tokens, "padded": trunk.computes_padding}
     old = by_microbatch(batch, _reader(trunk, POLICY, config), **room)
     ref = by_microbatch(batch, _reader(trunk, None, config), **room)
-    states = None
-    if trunk.has_frozen_body(CRITIC):
+    states, values = None, torch.zeros_like(sampler_logprobs)
+    if config.has_critic and trunk.has_frozen_body(CRITIC):
         states = by_microbatch(batch, lambda part: completion_states(trunk, CRITIC, part), **room)
         values = values_of_states(trunk, CRITIC, states, batch.completion_mask)
-    else:
+    elif config.has_critic:
         values = by_microbatch(batch, lambda part: completion_values(trunk, CRITIC, part), **room)
     return Rollout(
         prompts=asked,
@@ -112,6 +117,25 @@ def rollout(
         critic_states=states,
         entropy=float(old[..., 1].sum() / batch.completion_mask.sum()),
         stopped=torch.tensor([item.finish_reason == "stop" for item in drawn], device=trunk.device),
+        greedy=_greedy(sampler, trunk, list(zip(prompts, ids, seeds[::n], strict=True)), config, source),
+    )
+
+
+def _greedy(
+    sampler: Sampler,
+    trunk: Trunk,
+    asked: Sequence[tuple[Prompt, list[int], int]],
+    config: PpoConfig,
+    source: str,
+) -> tuple[Completion, ...]:
+    """Return each prompt's completion of always the most likely token, if ReMax is to compare with it."""
+    if not isinstance(config.advantage, RemaxConfig):
+        return ()
+    settings = SamplingSettings(**{**config.sampling.model_dump(), "top_k": 1})
+    drawn = sampler(POLICY, [ids for _, ids, _ in asked], settings, seeds=[seed for _, _, seed in asked], n=1)
+    return tuple(
+        to_completion(trunk.chat, prompt, item, settings, seed=seed, model=source)
+        for (prompt, _, seed), item in zip(asked, drawn, strict=True)
     )
 
 
@@ -134,11 +158,107 @@ def _reader(trunk: Trunk, role: str | None, config: PpoConfig) -> Callable[[Batc
 
 
 def score(experience: Rollout, reward: Reward) -> Tensor:
-    """Return (B,) fp32, one score per completion, from any callable.
+    """Return (B,) fp32, one score per completion, from any callable; (B, S) from one that scores tokens.
 
     Raises:
         RewardError: the reward raised, gave the wrong number of scores, or one that is not finite; the message names
             the prompt.
     """
-    scores = checked_scores(reward, experience.prompts, experience.completions)
-    return torch.tensor(scores, dtype=torch.float32, device=experience.batch.ids.device)
+    device, mask = experience.batch.ids.device, experience.batch.completion_mask
+    if not isinstance(reward, ScoresTokens):
+        scores = checked_scores(reward, experience.prompts, experience.completions)
+        return torch.tensor(scores, dtype=torch.float32, device=device)
+    rows = checked_token_scores(reward, experience.prompts, experience.completions)
+    flat = torch.tensor([value for row in rows for value in row], dtype=torch.float32, device=device)
+    return flat.new_zeros(mask.shape).masked_scatter(mask, flat)
+
+
+def score_greedy(experience: Rollout, reward: Reward) -> Tensor | None:
+    """Return (B,) fp32, for each completion the score of its prompt's greedy one; None where none was drawn.
+
+    Raises:
+        RewardError: as `score`.
+    """
+    if not experience.greedy:
+        return None
+    n = len(experience.completions) // len(experience.greedy)
+    prompts = experience.prompts[::n]
+    if isinstance(reward, ScoresTokens):
+        scores = [sum(row) for row in checked_token_scores(reward, prompts, experience.greedy)]
+    else:
+        scores = checked_scores(reward, prompts, experience.greedy)
+    device = experience.batch.ids.device
+    return torch.tensor(scores, dtype=torch.float32, device=device).repeat_interleave(n)
+
+
+def merged(rollouts: Sequence[Rollout], rows: Sequence[tuple[int, int]]) -> Rollout:
+    """Return chosen rows of several rollouts as one.
+
+    Args:
+        rollouts: of one policy, without greedy completions.
+        rows: (which rollout, which of its rows), in the order wanted.
+    """
+    if len(rollouts) == 1 and [row for _, row in rows] == list(range(rollouts[0].batch.num_rows)):
+        return rollouts[0]
+    width = max(int(rollouts[which].batch.lengths[row]) for which, row in rows)
+
+    def gather(read: Callable[[Rollout], Tensor]) -> Tensor:
+        chosen = [read(rollouts[which])[row] for which, row in rows]
+        if chosen[0].ndim == 0:
+            return torch.stack(chosen)
+        wide = chosen[0].new_zeros(len(chosen), width, *chosen[0].shape[1:])
+        for place, value in enumerate(chosen):
+            size = min(width, len(value))
+            wide[place, :size] = value[:size]
+        return wide
+
+    batch = Batch(
+        gather(lambda one: one.batch.ids),
+        gather(lambda one: one.batch.completion_mask),
+        gather(lambda one: one.batch.lengths),
+    )
+    if rollouts[0].batch.lower_states is not None:
+        states = gather(_lower_states)
+        batch = replace(batch, lower_states=states, num_lower_layers=rollouts[0].batch.num_lower_layers)
+    counts = [float(one.batch.completion_mask.sum()) for one in rollouts]
+    return Rollout(
+        prompts=[rollouts[which].prompts[row] for which, row in rows],
+        completions=[rollouts[which].completions[row] for which, row in rows],
+        batch=batch,
+        sampler_logprobs=gather(lambda one: one.sampler_logprobs),
+        old_logprobs=gather(lambda one: one.old_logprobs),
+        ref_logprobs=gather(lambda one: one.ref_logprobs),
+        values=gather(lambda one: one.values),
+        critic_states=None,
+        entropy=sum(one.entropy * count for one, count in zip(rollouts, counts, strict=True)) / sum(counts),
+        stopped=gather(lambda one: one.stopped),
+    )
+
+
+def _lower_states(one: Rollout) -> Tensor:
+    states = one.batch.lower_states
+    assert states is not None, "rollouts of one policy have their lower layers read, all or none"
+    return states
+
+
+def draw_prompts(prompts: Sequence[Prompt], config: PpoConfig | OnlineDpoConfig, batch: int) -> list[Prompt]:
+    """Return a batch's prompts: without replacement until all were used, then in a fresh order.
+
+    Args:
+        prompts: all.
+        config: how many make a batch, and the seed.
+        batch: which batch of the run, counted from 0.
+    """
+    size = config.prompts_per_step
+    return [prompts[row] for row in in_laps(len(prompts), batch * size, size, config.seed, "prompts")]
+
+
+def in_laps(total: int, start: int, count: int, seed: int, name: str) -> list[int]:
+    """Return `count` of `total` places from position `start` on: each lap goes through all of them in a fresh order."""
+    laps: list[int] = []
+    first = start // total
+    for lap in range(first, (start + count - 1) // total + 1):
+        order = list(range(total))
+        random.Random(derive_seed(seed, name, lap)).shuffle(order)
+        laps += order
+    return laps[start - first * total :][:count]
