@@ -93,6 +93,8 @@ class PpoConfig(Config):
     """Completions in one optimizer step."""
     approx_kl_limit: Positive | None = 0.1
     """Stop the epochs when the policy has moved this far (nats a token) from the one that sampled."""
+    kl_budget: Positive | None = None
+    """Stop training when the sequence KL of a rollout (nats) has reached this, before `steps` are done."""
     sampling_batch_size: Count = 64
     """Completions drawn at the same time."""
     sampling: SamplingConfig = SamplingConfig(max_new_tokens=48)

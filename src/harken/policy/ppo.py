@@ -91,12 +91,16 @@ def ppo(
     def describe() -> str:
         return f"score {metrics['score_mean']:+.2f}  KL {metrics['kl_sequence']:.1f} nats"
 
-    steps = range(run.step, config.steps)
+    steps, done = range(run.step, config.steps), run.step
     for step in reporter.track(steps, "ppo", total=config.steps, done=run.step, describe=describe):
         timer = Timer()
         experience = rollout(trunk, draw_prompts(prompts, config, step), config, step=step, sampler=state.sampler)
         if step == 0:
             check_first_rollout(trunk, experience, foreign=not isinstance(config.sampler, OwnSamplerConfig))
+        if config.kl_budget is not None and experience.sequence_kl >= config.kl_budget:
+            # A resumed run draws the same completions and stops here too.
+            reporter.say(f"KL budget of {config.kl_budget:g} nats spent after {step} of {config.steps} iterations")
+            break
         num_tokens = int(experience.batch.completion_mask.sum())
         timer.measure("sample", num_tokens)
         scores = score(experience, reward)
@@ -109,9 +113,10 @@ def ppo(
             run.log_sample(step + 1, sample_row(experience, scores, row))
         if (step + 1) % config.save_every == 0:
             save_step(run, state, step + 1)
+        done = step + 1
     state.optimizers[POLICY].use_average()
     folder = save_policy(out, trunk, run, str(model))
-    run.finish({"episodes": config.steps * config.prompts_per_step * config.completions_per_prompt})
+    run.finish({"iterations": done, "episodes": done * config.prompts_per_step * config.completions_per_prompt})
     return folder
 
 
@@ -334,7 +339,7 @@ def rollout_metrics(experience: Rollout, scores: Tensor, rewards: Tensor, kl_coe
         "score_mean": float(scores.mean()),
         "score_std": float(scores.std(unbiased=False)),
         "reward_mean": float((rewards * mask).sum(1).mean()),
-        "kl_sequence": float(k1.sum(1).mean()),
+        "kl_sequence": experience.sequence_kl,
         "kl_token": float(k1.sum() / mask.sum()),
         "kl_k3": float(k3.sum(1).mean()),
         "kl_coef": kl_coef,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from harken.config import PpoConfig
+from harken.core.kl import kl_k1
 from harken.lm.batch import Batch, Tokens, pad
 from harken.lm.forward import (
     by_microbatch,
@@ -57,6 +58,12 @@ class Rollout:
     """Mean over completion tokens, nats, before the update."""
     stopped: Tensor
     """(B,) bool, True = ended with a stop token."""
+
+    @property
+    def sequence_kl(self) -> float:
+        """Mean over completions of their summed k1 to the reference, nats, before the update."""
+        k1 = kl_k1(self.old_logprobs, self.ref_logprobs) * self.batch.completion_mask
+        return float(k1.sum(1).mean())
 
 
 @torch.no_grad()
