@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from harken.artifacts import read_json
 from harken.config import (
     AdaptiveKl,
     ComputeConfig,
@@ -155,6 +156,29 @@ def test_the_epochs_stop_when_the_policy_moved_too_far(tiny_model_dir: Path) -> 
     assert runs[None]["epochs_run"] == 5
     assert runs[0.01]["epochs_run"] < 5
     assert runs[0.01]["approx_kl_last"] > 0.01
+
+
+def test_training_stops_when_the_kl_budget_is_spent_and_a_resumed_run_stops_there_too(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    fast = OptimizerConfig(learning_rate=3e-3)
+    config = material.ppo_config(steps=4, policy_optimizer=fast, save_every=2)
+    free = tmp_path / "free"
+    _run(tiny_model_dir, free, config)
+    spent = [row["kl_sequence"] for row in material.rows(free / "metrics.jsonl")]
+    assert spent[2] > spent[1] > 0  # else another step must be looked at
+    config = config.model_copy(update={"kl": config.kl.model_copy(update={"budget": spent[2]})})
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    _run(tiny_model_dir, whole, config)
+    rows = material.rows(whole / "metrics.jsonl")
+    assert [row["kl_sequence"] for row in rows] == spent[:2]
+    assert read_json(whole / "manifest.json")["info"]["iterations"] == 2
+    # Killed before the third step: its completions are drawn again, and the budget is found spent.
+    with pytest.raises(material.Stopped):
+        ppo(tiny_model_dir, material.prompts(), material.count_letter, halves, config, reporter=material.StopsAfter(2))
+    _run(tiny_model_dir, halves, config)
+    assert material.hashes(halves / "model") == material.hashes(whole / "model")
+    assert material.rows(halves / "metrics.jsonl") == rows
 
 
 @pytest.mark.parametrize(("target", "rises"), [(0.001, True), (1000.0, False)])

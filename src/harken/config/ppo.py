@@ -32,6 +32,8 @@ class KlConfig(Config):
     """Of the KL of one token; full is exact, over the whole vocabulary, and reads the reference in every minibatch."""
     place: Literal["reward", "loss"] = "reward"
     """Charged with the reward of each token, so that it counts for the tokens before; or as a term of the loss."""
+    budget: Positive | None = None
+    """Stop training when the sequence KL of a rollout (nats) has reached this, before `steps` are done."""
 
     @model_validator(mode="after")
     def _right_place(self) -> Self:

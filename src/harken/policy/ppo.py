@@ -78,10 +78,14 @@ def ppo(
     def describe() -> str:
         return f"score {metrics['score_mean']:+.2f}  KL {metrics['kl_sequence']:.1f} nats"
 
-    steps = range(run.step, config.steps)
+    steps, done = range(run.step, config.steps), run.step
     for step in reporter.track(steps, "ppo", total=config.steps, done=run.step, describe=describe):
         timer = Timer()
         experience, scores, rounds = gather(state, prompts, reward, config, step=step, timer=timer)
+        if config.kl.budget is not None and experience.sequence_kl >= config.kl.budget:
+            # A resumed run draws the same completions and stops here too.
+            reporter.say(f"KL budget of {config.kl.budget:g} nats spent after {step} of {config.steps} iterations")
+            break
         baseline = score_greedy(experience, reward)
         metrics = update(state, experience, scores, config, step=step, baseline=baseline) | rounds
         renew_mask_if_due(trunk, POLICY, config.mask, step + 1)
@@ -92,9 +96,10 @@ def ppo(
             run.log_sample(step + 1, sample_row(experience, scores, row))
         if (step + 1) % config.save_every == 0:
             save_step(run, state, step + 1)
+        done = step + 1
     state.optimizers[POLICY].use_average()
     folder = save_policy(out, trunk, run, str(model))
-    run.finish({"episodes": config.steps * config.rollouts})
+    run.finish({"iterations": done, "episodes": done * config.rollouts})
     return folder
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from harken.config import OnlineDpoConfig, PpoConfig, RemaxConfig
+from harken.core.kl import kl_k1
 from harken.lm.batch import Batch, Tokens, pad
 from harken.lm.forward import (
     by_microbatch,
@@ -61,6 +62,12 @@ class Rollout:
     """(B,) bool, True = ended with a stop token."""
     greedy: tuple[Completion, ...] = ()
     """One for each of the B / n prompts, always the most likely token, where ReMax compares with it."""
+
+    @property
+    def sequence_kl(self) -> float:
+        """Mean over completions of their summed k1 to the reference, nats, before the update."""
+        k1 = kl_k1(self.old_logprobs, self.ref_logprobs) * self.batch.completion_mask
+        return float(k1.sum(1).mean())
 
 
 @torch.no_grad()

@@ -348,7 +348,7 @@ def rollout_metrics(experience: Rollout, scores: Tensor, rewards: Tensor, kl_coe
         "score_mean": float(scores.mean()),
         "score_std": float(scores.std(unbiased=False)),
         "reward_mean": float((rewards * mask).sum(1).mean()),
-        "kl_sequence": float(k1.sum(1).mean()),
+        "kl_sequence": experience.sequence_kl,
         "kl_token": float(k1.sum() / mask.sum()),
         "kl_k3": float(k3.sum(1).mean()),
         "kl_coef": kl_coef,
