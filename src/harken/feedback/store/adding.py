@@ -51,7 +51,7 @@ class Adding:
         now = utc_now()
         for chunk in _chunks(records):
             self._check_references(chunk)
-            columns = {record.id: _judgment_columns(record, now) for record in chunk}
+            columns = {record.id: judgment_columns(record, now) for record in chunk}
             new = self._insert(tables.judgments, chunk, columns)
             rows = [
                 {"judgment_id": record.id, "position": position, "completion_id": completion_id}
@@ -135,7 +135,8 @@ def _unknown(kind: str, record_id: str, wanted_kind: str, wanted_id: str) -> Dat
     )
 
 
-def _judgment_columns(record: Judgment, now: str) -> dict[str, Any]:
+def judgment_columns(record: Judgment, now: str) -> dict[str, Any]:
+    """Return the columns by which a judgment is found and counted."""
     return {
         "prompt_id": record.prompt_id,
         "judge_id": record.judge.id,
