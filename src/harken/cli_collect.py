@@ -6,12 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from harken.cli_common import JsonOption, interval, reporter, show, show_json, table
-
-StoreOption = Annotated[
-    str,
-    typer.Option("--store", metavar="URL", help="Feedback store, such as sqlite:///feedback.db."),
-]
+from harken.cli_common import JsonOption, StoreOption, interval, reporter, show, show_json, table
 
 
 class Format(StrEnum):

@@ -47,6 +47,10 @@ RewardsOption = Annotated[
         "are added up.",
     ),
 ]
+StoreOption = Annotated[
+    str,
+    typer.Option("--store", metavar="URL", help="Feedback store, such as sqlite:///feedback.db."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
 
 

@@ -5,6 +5,7 @@ from harken.config.evaluate import EvaluateConfig, GenerateConfig
 from harken.config.ppo import AdaptiveKl, FixedKl, PpoConfig, PpoLossConfig, ScoreConfig
 from harken.config.preference import DpoConfig, DpoLossConfig
 from harken.config.preferences import PreferencesConfig
+from harken.config.project import ProjectConfig, TaskConfig
 from harken.config.recipe import (
     RECIPES,
     CollectConfig,
@@ -43,12 +44,14 @@ __all__ = [
     "PpoConfig",
     "PpoLossConfig",
     "PreferencesConfig",
+    "ProjectConfig",
     "RecipeConfig",
     "RewardConfig",
     "SamplerConfig",
     "SamplingConfig",
     "ScoreConfig",
     "SftConfig",
+    "TaskConfig",
     "Tune",
     "VllmConfig",
     "VllmServerConfig",

@@ -1,6 +1,7 @@
 """Adding records in one transaction: idempotent by id, with every reference checked."""
 
 import datetime
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any, TypeVar
@@ -147,9 +148,10 @@ def judgment_columns(record: Judgment, now: str) -> dict[str, Any]:
     }
 
 
-def utc_now() -> str:
-    """Return the time in UTC, ISO 8601, to the second."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+def utc_now(seconds: float | None = None) -> str:
+    """Return the time in UTC, ISO 8601, to the second: now, or that of so many seconds since 1970."""
+    when = time.time() if seconds is None else seconds
+    return datetime.datetime.fromtimestamp(when, datetime.UTC).isoformat(timespec="seconds")
 
 
 ItemT = TypeVar("ItemT")

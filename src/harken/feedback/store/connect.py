@@ -87,6 +87,7 @@ def open_database(url: str, *, create: bool) -> Database:
             pool_size=_POOL_SIZE,
             max_overflow=_POOL_OVERFLOW,
             pool_pre_ping=True,
+            hide_parameters=True,
         )
         database = Database(engine, name, None)
     try:
@@ -120,7 +121,7 @@ def _sqlite(url: str, parsed: URL, *, create: bool) -> Database:
         raise DataError(f"{path}: a folder; {_URL_EXAMPLE}")
     if not create and not path.exists():
         raise DataError(f"{path}: there is no store; check the path, or import something first")
-    engine = create_engine(f"sqlite:///{path}", pool_size=_POOL_SIZE, max_overflow=_POOL_OVERFLOW)
+    engine = create_engine(f"sqlite:///{path}", pool_size=_POOL_SIZE, max_overflow=_POOL_OVERFLOW, hide_parameters=True)
     event.listen(engine, "connect", _on_connect)
     event.listen(engine, "begin", _on_begin)
     return Database(engine, str(path), path)

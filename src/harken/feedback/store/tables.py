@@ -2,7 +2,8 @@
 
 Every record is kept whole as the JSON text that exports write (`body`); the other columns exist to
 find and count. `seq` is the order of arrival, times are ISO 8601 in UTC. Bodies are text, not a
-JSON type: an export must give back the same bytes. The tables are made by `migrations/`, which a test compares with these.
+JSON type: an export must give back the same bytes. The tables are made by `migrations/`, which a
+test compares with these.
 """
 
 from sqlalchemy import Column, ForeignKey, Integer, MetaData, String, Table, Text

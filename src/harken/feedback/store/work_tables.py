@@ -1,7 +1,7 @@
 """Tables of the work: people, what they are asked, and who holds which task for how long.
 
-Times are seconds since 1970 in UTC, as floats, because they are compared and added to. Tokens that open a door (sessions,
-invitations) are kept as sha256 only. Answers themselves are judgments (`tables.judgments`): a lease points to its own.
+Times are seconds since 1970 in UTC, as floats, because they are compared and added to. Tokens that open a door
+(sessions, invitations) are kept as sha256 only. Answers are judgments (`tables.judgments`): a lease points to its own.
 """
 
 from sqlalchemy import (
@@ -16,6 +16,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    text,
 )
 
 from harken.feedback.store.tables import metadata
@@ -123,6 +124,9 @@ leases = Table(
     Index("ix_leases_judgment", "judgment_id"),
 )
 
+NOT_DONE = text("state <> 'done'")
+"""Written into the query as it is: a database uses a partial index only where it sees the same words."""
+
 slots = Table(
     "slots",
     metadata,
@@ -135,7 +139,9 @@ slots = Table(
     Column("lease_id", String, ForeignKey("leases.id"), index=True),
     Column("expires_at", Float),
     CheckConstraint("state IN ('open', 'leased', 'done')", name="state"),
-    Index("ix_slots_choice", "project_id", "state", "position"),
+    # What is done is not passed again when a free slot is looked for.
+    Index("ix_slots_free", "project_id", "position", "number", sqlite_where=NOT_DONE, postgresql_where=NOT_DONE),
+    Index("ix_slots_state", "project_id", "state"),
 )
 
 rate_counts = Table(

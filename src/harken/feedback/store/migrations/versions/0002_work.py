@@ -163,14 +163,24 @@ def _leases() -> None:
         sa.ForeignKeyConstraint(["task_id"], ["tasks.id"], name=op.f("fk_slots_task_id")),
         sa.PrimaryKeyConstraint("task_id", "number", name=op.f("pk_slots")),
     )
-    op.create_index("ix_slots_choice", "slots", ["project_id", "state", "position"], unique=False)
+    op.create_index("ix_slots_state", "slots", ["project_id", "state"], unique=False)
+    not_done = sa.text("state <> 'done'")
+    op.create_index(
+        "ix_slots_free",
+        "slots",
+        ["project_id", "position", "number"],
+        unique=False,
+        sqlite_where=not_done,
+        postgresql_where=not_done,
+    )
     op.create_index(op.f("ix_slots_lease_id"), "slots", ["lease_id"], unique=False)
 
 
 def downgrade() -> None:
     """Drop the tables of the work; answers stay, they are judgments."""
     op.drop_index(op.f("ix_slots_lease_id"), table_name="slots")
-    op.drop_index("ix_slots_choice", table_name="slots")
+    op.drop_index("ix_slots_free", table_name="slots")
+    op.drop_index("ix_slots_state", table_name="slots")
     op.drop_table("slots")
     op.drop_index("ix_leases_person", table_name="leases")
     op.drop_index("ix_leases_judgment", table_name="leases")

