@@ -7,6 +7,7 @@ import pytest
 from harken.assets import fetch
 from harken.feedback.source import Imported, ImportSource
 from harken.records import Completion, Judge, Judgment, Message, Prompt, RatedAxis, Rating
+from tests.feedback.databases import fresh_database, postgres_server
 
 
 @pytest.fixture(scope="session")
@@ -40,3 +41,17 @@ def small() -> Imported:
         judgments=[rating("j1", "a", 1), rating("j2", "b", -2), rating("j3", "a", 3, "j1")],
         source=ImportSource("test", "small.jsonl", "0" * 64, ("made by hand",)),
     )
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """URL of a PostgreSQL server; its own database is not for stores."""
+    return postgres_server(tmp_path_factory.mktemp("postgres") / "data")
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """URL of a store that is not there yet, on either database."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'f.db'}"
+    return fresh_database(request.getfixturevalue("postgres"))

@@ -27,8 +27,8 @@ _HEADERS = {
     "content-security-policy": CSP,
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
-    # Invitations are in addresses; no other page may learn them.
-    "referrer-policy": "no-referrer",
+    # Invitations are in addresses; no other site may learn them. Under `no-referrer` forms would come without an origin.
+    "referrer-policy": "same-origin",
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
     "permissions-policy": "camera=(), microphone=(), geolocation=()",
