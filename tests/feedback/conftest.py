@@ -44,9 +44,9 @@ def small() -> Imported:
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> str:
+def postgres() -> str:
     """URL of a PostgreSQL server; its own database is not for stores."""
-    return postgres_server(tmp_path_factory.mktemp("postgres") / "data")
+    return postgres_server()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

