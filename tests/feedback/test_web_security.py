@@ -131,7 +131,7 @@ def test_every_page_has_the_strict_policy_and_no_inline_code(house: House) -> No
         assert answer.headers["x-content-type-options"] == "nosniff"
         if answer.headers["content-type"].startswith("text/html"):
             assert not re.search(r"<script(?![^>]* src=)|<style|\sstyle=|\son\w+=", answer.text), path
-            assert not re.search(r'(?:src|href|action)="(?!/(?!/))', answer.text), path
+            assert not re.search(r'(?:src|href|action)="(?!/(?!/)|#main)', answer.text), path
 
 
 def test_cookies_are_closed_to_scripts_and_other_sites(house: House) -> None:
@@ -194,15 +194,14 @@ def test_an_invitation_works_once(house: House) -> None:
 def test_logging_in_is_limited_across_processes(house: House, tmp_path: Path) -> None:
     other = House(tmp_path, f"sqlite:///{house.site.store.path}")
     codes: list[int] = []
-    for number in range(8):
+    for number in range(12):
         client = (house if number % 2 else other).client()
         answer = post(client, "/login", {"name": "Ann", "password": "wrong horse"}, page="/login")
         codes.append(answer.status_code)
     other.close()
     assert codes[:5] == [401] * 5
-    # A window may have ended in between, but not three.
+    # A window may have ended in between; then one of the two had six attempts or more.
     assert 429 in codes[5:]
-    assert "retry-after" in answer.headers or codes[-1] == 401
 
 
 def test_a_request_that_is_too_large_is_refused(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,7 +209,8 @@ def test_a_request_that_is_too_large_is_refused(house: House, monkeypatch: pytes
     client = house.client()
     assert client.post("/login", content=b"x" * 20_000).status_code == 413
     pieces = (b"x" * 1000 for _ in range(50))
-    assert client.post("/login", content=pieces, headers={"origin": ADDRESS}).status_code in (400, 413)
+    headers = {"origin": ADDRESS, "content-type": "application/x-www-form-urlencoded"}
+    assert client.post("/login", content=pieces, headers=headers).status_code == 413
     assert client.get("/login").status_code == 200
 
 

@@ -175,7 +175,7 @@ RoleDep = Annotated[Role, Depends(_role)]
 
 
 @router.post("/people/invite")
-def invite(request: Request, site: SiteDep, role: RoleDep, owner: OwnerDep) -> Response:
+def invite(request: Request, site: SiteDep, owner: OwnerDep, role: RoleDep) -> Response:
     """Make an invitation; its link is shown this once."""
     token = site.accounts.invite(role, owner)
     return _people(request, site, link=f"{site.address}/join/{token}", role=role)
@@ -183,7 +183,7 @@ def invite(request: Request, site: SiteDep, role: RoleDep, owner: OwnerDep) -> R
 
 @router.post("/people/{person_id}")
 def change_person(
-    request: Request, site: SiteDep, form: FormDep, role: RoleDep, owner: OwnerDep, person_id: str
+    request: Request, site: SiteDep, owner: OwnerDep, form: FormDep, role: RoleDep, person_id: str
 ) -> Response:
     """Change a role, or close or open an account."""
     try:

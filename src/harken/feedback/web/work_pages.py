@@ -114,7 +114,7 @@ def _show(
 @router.post("/tasks/{lease_id}")
 def submit(request: Request, site: SiteDep, form: FormDep, person: Anyone, lease_id: str) -> Response:
     """Save an answer, and go on to the next task."""
-    limit(site, f"submit {person.id}", most=120, window_s=60)
+    limit(site, f"submit {person.id}", most=300, window_s=60)
     lease = site.leases.get(lease_id, person.id)
     fields = {name: value for name, value in form.items() if isinstance(value, str)}
     try:
@@ -157,7 +157,7 @@ def _seconds(text: str) -> float | None:
 @router.post("/tasks/{lease_id}/draft")
 def save_draft(site: SiteDep, form: FormDep, person: Anyone, lease_id: str) -> Response:
     """Keep a task that is being worked on, with what was entered so far; without `keep_only` the form is saved."""
-    limit(site, f"draft {person.id}", most=240, window_s=60)
+    limit(site, f"draft {person.id}", most=600, window_s=60)
     names = {"csrf", "active_s", "replaces", "keep_only"}
     values = {name: value for name, value in form.items() if isinstance(value, str) and name not in names}
     draft = None if "keep_only" in form else json.dumps(values, ensure_ascii=False)
