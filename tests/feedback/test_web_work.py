@@ -267,7 +267,7 @@ def test_owners_are_told_what_is_wrong_with_a_file(house: House) -> None:
         (b'{"prompt": "Q", "completions": ["a", "b"], "overlay": 1}', "overlay"),
         (b"\xff\xfe", "bad JSON"),
         (b"[" * 100_000, "bad JSON"),
-        (b'{"prompt": "\\ud800", "completions": ["a", "b"]}', "surrogate"),
+        (b'{"prompt": "\\ud800", "completions": ["a", "b"]}', "t.jsonl:1"),
         (b'{"prompt": "Q", "completions": ["a", "b"], "gold": {"type": "comparison", "outcome": "win", '
          b'"winner": "z"}}', "gold"),
     ):  # fmt: skip

@@ -26,7 +26,13 @@ class House:
 
     def client(self) -> TestClient:
         """A visitor who is not logged in."""
-        return TestClient(Shell(self.app), base_url=ADDRESS, follow_redirects=False, raise_server_exceptions=False)
+        return TestClient(
+            Shell(self.app),
+            base_url=ADDRESS,
+            follow_redirects=False,
+            raise_server_exceptions=False,
+            headers={"accept": "text/html"},
+        )
 
     def logged_in(self, name: str) -> TestClient:
         client = self.client()

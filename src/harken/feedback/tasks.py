@@ -126,8 +126,6 @@ def check_task(line: TaskLine, task: TaskConfig, where: str) -> None:
     for text in texts:
         if len(text) > MAX_TEXT:
             raise DataError(f"{where}: a text of {len(text)} characters; at most {MAX_TEXT} can be shown")
-        if any(0xD800 <= ord(letter) <= 0xDFFF for letter in text):
-            raise DataError(f"{where}: half of a surrogate pair in a text; mend the file's encoding")
     for completion in line.completions:
         if completion.prompt_id != line.prompt.id:
             raise DataError(f"{where}: completion {completion.id!r} belongs to prompt {completion.prompt_id!r}")

@@ -184,13 +184,8 @@ class Projects:
     def progress(self, project_id: str) -> Progress:
         """Count how far a project is."""
         with self._database.reading() as connection:
-            states = dict(
-                connection.execute(
-                    select(slots.c.state, func.count()).where(slots.c.project_id == project_id).group_by(slots.c.state)
-                )
-                .tuples()
-                .all()
-            )
+            by_state = select(slots.c.state, func.count()).where(slots.c.project_id == project_id)
+            states = {row[0]: row[1] for row in connection.execute(by_state.group_by(slots.c.state))}
             num_tasks = connection.execute(select(func.count()).where(tasks.c.project_id == project_id)).scalar_one()
             held = select(slots.c.lease_id).where(slots.c.project_id == project_id, slots.c.state == "done")
             answered = leases.c.judgment_id.is_not(None) & leases.c.skipped.is_(False)

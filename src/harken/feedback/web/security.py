@@ -3,7 +3,7 @@
 import hashlib
 import hmac
 import secrets
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Annotated, cast
 from urllib.parse import quote
 
@@ -98,7 +98,7 @@ def csrf_token(cookie: str) -> str:
     return hmac.new(cookie.encode(), b"csrf", hashlib.sha256).hexdigest()
 
 
-async def guard(request: Request, site: SiteDep) -> None:
+async def guard(request: Request, site: SiteDep) -> AsyncGenerator[None]:
     """Find out who asks, and refuse changes that another site's page could have made the browser send.
 
     Raises:
@@ -111,13 +111,21 @@ async def guard(request: Request, site: SiteDep) -> None:
         # A visitor without a session gets a cookie of their own too, so that log-in forms are protected as well.
         cookie = request.state.fresh_cookie = secrets.token_urlsafe(32)
     request.state.csrf = csrf_token(cookie)
-    if request.method in SAFE_METHODS:
-        return
+    try:
+        if request.method not in SAFE_METHODS:
+            await _refuse_forged(request, site)
+        yield
+    finally:
+        # Files that were uploaded.
+        await request.close()
+
+
+async def _refuse_forged(request: Request, site: Site) -> None:
     if request.headers.get("origin") != site.address:
         found = request.headers.get("origin", "none")
         raise Forbidden(f"this request came from {found}; open the app at {site.address} and try again")
     given = request.headers.get("x-csrf-token") or (await request.form()).get("csrf", "")
-    if not request.state.cookie or not hmac.compare_digest(str(given), request.state.csrf):
+    if not request.state.cookie or not hmac.compare_digest(str(given).encode(), request.state.csrf.encode()):
         raise Forbidden("this form is too old or not yours; reload the page and try again")
 
 
