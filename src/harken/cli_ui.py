@@ -2,11 +2,14 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from harken.cli_common import reporter, show
+
+if TYPE_CHECKING:
+    from harken.feedback.web.site import UiConfig
 
 GRACE_S = 10
 """Seconds that requests under way get when the server is stopped."""
@@ -43,10 +46,6 @@ def ui(
     The first start prints a link that makes the owner's account. Ctrl-C stops the server; nothing that was confirmed is
     lost.
     """
-    import uvicorn
-
-    from harken.errors import StorageError
-    from harken.feedback.web.app import CONFIG_VARIABLE, serve_app
     from harken.feedback.web.site import UiConfig, check_address, first_steps, read_secret
 
     shown_host = f"[{host}]" if ":" in host else host
@@ -56,6 +55,15 @@ def ui(
     link = first_steps(config)
     show(f"first start: make the owner's account at {link}" if link else f"serving {where}")
     reporter().say("Ctrl-C stops the server")
+    _serve(config, host, port, workers)
+
+
+def _serve(config: "UiConfig", host: str, port: int, workers: int) -> None:
+    import uvicorn
+
+    from harken.errors import StorageError
+    from harken.feedback.web.app import CONFIG_VARIABLE, serve_app
+
     try:
         if workers == 1:
             app = serve_app(config)

@@ -31,8 +31,14 @@ COMMANDS = dict(leaves((), typer.main.get_command(app)))
 def test_all_commands_of_the_contract_are_there() -> None:
     single = {path[0] for path in COMMANDS if len(path) == 1}
     stages = {"generate", "preferences", "sft", "reward", "dpo", "ppo", "score", "evaluate", "report"}
-    assert single == {"demo", "run", "init", "doctor", "bench", "plan"} | stages
-    assert {path[1] for path in COMMANDS if path[0] == "collect"} >= {"import", "export", "status", "agreement"}
+    assert single == {"demo", "run", "init", "doctor", "bench", "plan", "ui"} | stages
+    assert {path[1] for path in COMMANDS if path[0] == "collect"} >= {
+        "import",
+        "export",
+        "status",
+        "agreement",
+        "tasks",
+    }
 
 
 @pytest.mark.parametrize("path", COMMANDS, ids="-".join)

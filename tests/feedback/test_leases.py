@@ -16,6 +16,7 @@ from harken.feedback.store import (
     WrongLease,
 )
 from harken.feedback.store import leases as leases_module
+from harken.feedback.store import slots as slots_module
 from harken.records import Abstention, Comparison, Flag
 from tests.feedback.working import SOURCE, Workshop, lines, win
 
@@ -40,6 +41,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(leases_module, "time", clock)
+    monkeypatch.setattr(slots_module, "time", clock)
     return clock
 
 

@@ -1,8 +1,9 @@
 """The feedback store: records and work in one SQLite file or PostgreSQL database."""
 
 from harken.feedback.store.accounts import Accounts, Person, Role
-from harken.feedback.store.leases import AnsweredOtherwise, Given, Lease, Leases, NoTask, WrongLease
+from harken.feedback.store.leases import AnsweredOtherwise, Given, Lease, Leases, WrongLease
 from harken.feedback.store.projects import Member, Progress, Project, Projects
+from harken.feedback.store.slots import NoTask
 from harken.feedback.store.status import ImportSummary, StoreStatus
 from harken.feedback.store.store import AddedCounts, FeedbackStore
 

@@ -6,35 +6,32 @@ Each person has at most one lease a task, for ever: nobody is asked the same thi
 """
 
 import json
-import random
 import secrets
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, and_, exists, func, insert, or_, select, update
+from sqlalchemy import Connection, Row, insert, select, update
 
 from harken.errors import DataError, HarkenError
 from harken.feedback.store import tables
 from harken.feedback.store.adding import judgment_columns, utc_now
 from harken.feedback.store.connect import Database
 from harken.feedback.store.projects import Project, read_project
-from harken.feedback.store.work_tables import NOT_DONE, leases, members, people, slots, tasks
+from harken.feedback.store.slots import (
+    NoTask,
+    count_answered,
+    extend_lease,
+    pools_within_limits,
+    settle_slot,
+    take_slot,
+    unfinished_lease,
+)
+from harken.feedback.store.work_tables import leases, people, slots, tasks
 from harken.records import Abstention, Answer, Assignment, Comparison, Completion, Flag, Judge, Judgment, Prompt, Timing
 
-DAY_S = 86400.0
 MAX_DRAFT = 4_000_000
 """Longest draft in characters."""
-
-
-class NoTask(HarkenError):
-    """There is nothing to do for this person."""
-
-    def __init__(self, why: Literal["closed", "members", "limit", "day", "empty"]) -> None:
-        """Say why: project closed or for members only, a limit in all or for the day reached, nothing left."""
-        super().__init__(f"nothing to do here: {why}")
-        self.why = why
 
 
 class WrongLease(HarkenError):
@@ -94,12 +91,12 @@ class Leases:
             project = read_project(connection, project_id)
             if not project.is_open:
                 raise NoTask("closed")
-            row = _unfinished(connection, project_id, person_id)
+            row = unfinished_lease(connection, project_id, person_id)
             if row is None:
-                pools = _pools_within_limits(connection, project, person_id)
-                row = _take(connection, project, person_id, pools)
+                pools = pools_within_limits(connection, project, person_id)
+                row = take_slot(connection, project, person_id, pools)
             else:
-                _extend(connection, project, row.id)
+                extend_lease(connection, project, row.id)
             return _read(connection, row)
 
     def get(self, lease_id: str, person_id: str) -> Lease:
@@ -122,7 +119,7 @@ class Leases:
             raise DataError(f"the draft has {len(draft)} characters; at most {MAX_DRAFT} are kept")
         with self._database.writing() as connection:
             row = _own(connection, lease_id, person_id)
-            _extend(connection, read_project(connection, row.project_id), lease_id)
+            extend_lease(connection, read_project(connection, row.project_id), lease_id)
             if draft is not None and row.judgment_id is None:
                 connection.execute(update(leases).where(leases.c.id == lease_id).values(draft=draft))
             return _read(connection, _own(connection, lease_id, person_id))
@@ -150,7 +147,7 @@ class Leases:
                 before = _judgment(connection, row.judgment_id)
                 if _same(before, given):
                     return before
-            surplus = not _settle_slot(connection, row, skipped=skipped)
+            surplus = not settle_slot(connection, row, skipped=skipped)
             judgment = _make_judgment(connection, project, row, given, surplus=surplus)
             _insert(connection, judgment)
             connection.execute(
@@ -184,123 +181,7 @@ class Leases:
     def count_of(self, project_id: str, person_id: str, since: float = 0.0) -> int:
         """Return how many tasks a person has answered since a time; skipped ones do not count."""
         with self._database.reading() as connection:
-            return _count(connection, project_id, person_id, since)
-
-
-def _unfinished(connection: Connection, project_id: str, person_id: str) -> Row[Any] | None:
-    """Return the lease the person has not answered and nobody else has taken over."""
-    query = (
-        select(leases)
-        .join(slots, slots.c.lease_id == leases.c.id)
-        .where(leases.c.person_id == person_id, leases.c.project_id == project_id, leases.c.judgment_id.is_(None))
-        .order_by(leases.c.claimed_at)
-        .limit(1)
-        .with_for_update(of=slots)
-    )
-    return connection.execute(query).one_or_none()
-
-
-def _count(connection: Connection, project_id: str, person_id: str, since: float) -> int:
-    query = select(func.count()).where(
-        leases.c.person_id == person_id,
-        leases.c.project_id == project_id,
-        leases.c.judgment_id.is_not(None),
-        leases.c.skipped.is_(False),
-        leases.c.ended_at >= since,
-    )
-    return connection.execute(query).scalar_one()
-
-
-def _pools_within_limits(connection: Connection, project: Project, person_id: str) -> tuple[str, ...]:
-    """Return the pools a person may work in, the open one ("") included.
-
-    Raises:
-        NoTask: the person is no member where members only may work, or a limit is reached.
-    """
-    key = (members.c.project_id == project.id) & (members.c.person_id == person_id)
-    member = connection.execute(select(members).where(key)).one_or_none()
-    if member is None and project.config.access == "members":
-        raise NoTask("members")
-    in_all, a_day = project.config.max_tasks, project.config.max_tasks_a_day
-    if member is not None:
-        in_all = in_all if member.max_tasks is None else member.max_tasks
-        a_day = a_day if member.max_tasks_a_day is None else member.max_tasks_a_day
-    if in_all is not None and _count(connection, project.id, person_id, 0.0) >= in_all:
-        raise NoTask("limit")
-    if a_day is not None and _count(connection, project.id, person_id, time.time() - DAY_S) >= a_day:
-        raise NoTask("day")
-    return ("", *(json.loads(member.pools) if member else ()))
-
-
-def _take(connection: Connection, project: Project, person_id: str, pools: Sequence[str]) -> Row[Any]:
-    """Lease the first slot that is free, of a task that the person has never had."""
-    newest = select(func.max(leases.c.position)).where(
-        leases.c.person_id == person_id, leases.c.project_id == project.id
-    )
-    position = connection.execute(newest).scalar_one()
-    # Behind the newest task first: a scan from the start would pass all that the person has done.
-    found = connection.execute(_free(project.id, person_id, pools, position)).one_or_none()
-    if found is None and position is not None:
-        found = connection.execute(_free(project.id, person_id, pools, None)).one_or_none()
-    if found is None:
-        raise NoTask("empty")
-    task = connection.execute(select(tasks).where(tasks.c.id == found.task_id)).one()
-    shown: list[str] = json.loads(task.completion_ids)
-    # Drawn anew for each person and written down: the page shows this order each time.
-    random.SystemRandom().shuffle(shown)
-    now = time.time()
-    row = connection.execute(
-        insert(leases)
-        .values(
-            id=secrets.token_hex(16),
-            task_id=task.id,
-            person_id=person_id,
-            project_id=project.id,
-            position=task.position,
-            shown=json.dumps(shown),
-            guideline=project.guideline,
-            claimed_at=now,
-            skipped=False,
-        )
-        .returning(leases)
-    ).one()
-    connection.execute(
-        update(slots)
-        .where(slots.c.task_id == found.task_id, slots.c.number == found.number)
-        .values(state="leased", lease_id=row.id, expires_at=now + project.config.lease_minutes * 60)
-    )
-    return row
-
-
-def _free(project_id: str, person_id: str, pools: Sequence[str], after: int | None) -> Select[Any]:
-    # The table of leases that is asked here must not be mixed up with the one of the slot's own lease.
-    had = leases.alias("had")
-    query = (
-        select(slots.c.task_id, slots.c.number)
-        .where(
-            slots.c.project_id == project_id,
-            NOT_DONE,
-            _is_free(time.time()),
-            slots.c.pool.in_(list(pools)),
-            ~exists().where(had.c.task_id == slots.c.task_id, had.c.person_id == person_id),
-        )
-        .order_by(slots.c.position, slots.c.number)
-        .limit(1)
-        .with_for_update(skip_locked=True, of=slots)
-    )
-    return query if after is None else query.where(slots.c.position > after)
-
-
-def _is_free(now: float) -> ColumnElement[bool]:
-    return or_(slots.c.state == "open", and_(slots.c.state == "leased", slots.c.expires_at < now))
-
-
-def _extend(connection: Connection, project: Project, lease_id: str) -> None:
-    connection.execute(
-        update(slots)
-        .where(slots.c.lease_id == lease_id, slots.c.state == "leased")
-        .values(expires_at=time.time() + project.config.lease_minutes * 60)
-    )
+            return count_answered(connection, project_id, person_id, since)
 
 
 def _own(connection: Connection, lease_id: str, person_id: str, *, lock: bool = False) -> Row[Any]:
@@ -309,31 +190,6 @@ def _own(connection: Connection, lease_id: str, person_id: str, *, lock: bool = 
     if row is None:
         raise WrongLease("there is no such task of yours; go back to the project and take one")
     return row
-
-
-def _settle_slot(connection: Connection, lease: Row[Any], *, skipped: bool) -> bool:
-    """Mark the lease's slot as done, or free it after a skip; False where it has gone to somebody else."""
-    own = (slots.c.lease_id == lease.id) & (slots.c.task_id == lease.task_id)
-    if skipped:
-        values: dict[str, Any] = {"state": "open", "lease_id": None, "expires_at": None}
-        connection.execute(update(slots).where(own).values(**values))
-        return True
-    if connection.execute(update(slots).where(own).values(state="done", expires_at=None)).rowcount:
-        return True
-    # Gone, but another one of the task may be free: then this answer is one that was asked for.
-    free = (
-        select(slots.c.number)
-        .where(slots.c.task_id == lease.task_id, _is_free(time.time()))
-        .order_by(slots.c.number)
-        .limit(1)
-        .with_for_update(skip_locked=True)
-    )
-    number = connection.execute(free).scalar_one_or_none()
-    if number is None:
-        return False
-    place = (slots.c.task_id == lease.task_id) & (slots.c.number == number)
-    connection.execute(update(slots).where(place).values(state="done", lease_id=lease.id, expires_at=None))
-    return True
 
 
 def _make_judgment(

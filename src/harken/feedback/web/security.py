@@ -27,7 +27,7 @@ _HEADERS = {
     "content-security-policy": CSP,
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
-    # Invitations are in addresses; no other site may learn them. Under `no-referrer` forms would come without an origin.
+    # Invitations are in addresses, which no other site may learn; under `no-referrer` forms would have no origin.
     "referrer-policy": "same-origin",
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",

@@ -11,6 +11,13 @@ down_revision = None
 
 def upgrade() -> None:
     """Make the tables of records."""
+    _texts()
+    _judgments()
+    for statement in protection(op.get_context().dialect.name):
+        op.execute(statement)
+
+
+def _texts() -> None:
     op.create_table(
         "harken_store",
         sa.Column("key", sa.String(), nullable=False),
@@ -53,6 +60,9 @@ def upgrade() -> None:
         sqlite_autoincrement=True,
     )
     op.create_index(op.f("ix_completions_prompt_id"), "completions", ["prompt_id"], unique=False)
+
+
+def _judgments() -> None:
     op.create_table(
         "judgments",
         sa.Column("seq", sa.Integer(), autoincrement=True, nullable=False),
@@ -88,8 +98,6 @@ def upgrade() -> None:
         sqlite_with_rowid=False,
     )
     op.create_index(op.f("ix_shown_completion_id"), "shown", ["completion_id"], unique=False)
-    for statement in protection(op.get_context().dialect.name):
-        op.execute(statement)
 
 
 def downgrade() -> None:
