@@ -57,6 +57,8 @@ class Server:
 
     address: str
     store: str
+    session: str
+    """Of the owner; logging in for each test would reach the limit of log-ins."""
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +81,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
             time.sleep(0.1)
     with FeedbackStore.open(store) as opened:
         accounts = Accounts(opened.database)
-        accounts.join(accounts.first_invitation(), "Olga", PASSWORD)
-    yield Server(address, store)
+        session = accounts.log_in(accounts.join(accounts.first_invitation(), "Olga", PASSWORD))
+    yield Server(address, store, session)
     process.terminate()
     _, problems = process.communicate(timeout=20)
     assert "Traceback" not in problems
@@ -105,11 +107,7 @@ def page(browser: Browser, server: Server) -> Iterator[Page]:
     page.on("pageerror", lambda error: problems.append(str(error)))
     page.on("dialog", lambda dialog: problems.append(f"dialog {dialog.message}"))
     page.on("request", lambda request: None if request.url.startswith(server.address) else problems.append(request.url))
-    page.goto(f"{server.address}/login")
-    page.fill("input[name=name]", "Olga")
-    page.fill("input[name=password]", PASSWORD)
-    page.press("input[name=password]", "Enter")
-    page.wait_for_url(f"{server.address}/")
+    context.add_cookies([{"name": "harken", "value": server.session, "url": server.address}])
     yield page
     context.close()
     assert not problems
@@ -278,13 +276,25 @@ def test_rankings(page: Page, server: Server, tmp_path: Path) -> None:
         assert judgment.answer.ranks == expected
 
 
+def test_logging_in_and_out(browser: Browser, server: Server) -> None:
+    page = browser.new_context().new_page()
+    page.goto(server.address)
+    page.fill("input[name=name]", "Olga")
+    page.fill("input[name=password]", PASSWORD)
+    page.press("input[name=password]", "Enter")
+    page.wait_for_url(f"{server.address}/")
+    page.click("text=Log out")
+    page.wait_for_url(f"{server.address}/login")
+    page.context.close()
+
+
 def test_a_reload_shows_the_draft_in_the_same_order(page: Page, server: Server) -> None:
     _start(page, server, _project(server, "comparison", 2, 2))
     shown = _shown(page)
     page.keyboard.press("3")
     page.keyboard.press("w")
     page.keyboard.type("because s b u")
-    page.wait_for_function("document.getElementById('draft').textContent === 'Draft saved'")
+    page.wait_for_selector("#draft:has-text('Draft saved')")
     page.reload()
     assert _shown(page) == shown
     assert page.input_value("#rationale") == "because s b u"
