@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from argon2 import PasswordHasher
 
 from harken.assets import fetch
 from harken.feedback.source import Imported, ImportSource
@@ -41,6 +42,14 @@ def small() -> Imported:
         judgments=[rating("j1", "a", 1), rating("j2", "b", -2), rating("j3", "a", 3, "j1")],
         source=ImportSource("test", "small.jsonl", "0" * 64, ("made by hand",)),
     )
+
+
+@pytest.fixture(autouse=True)
+def _quick_passwords(monkeypatch: pytest.MonkeyPatch) -> None:  # pyright: ignore[reportUnusedFunction]
+    """Hash passwords with little work; how much real ones get is the library's business."""
+    quick = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
+    monkeypatch.setattr("harken.feedback.store.accounts._HASHER", quick)
+    monkeypatch.setattr("harken.feedback.store.accounts._NOBODY", quick.hash("nobody"))
 
 
 @pytest.fixture(scope="session")

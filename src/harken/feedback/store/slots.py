@@ -111,7 +111,7 @@ def take_slot(connection: Connection, project: Project, person_id: str, pools: S
     return row
 
 
-def _free(project_id: str, person_id: str, pools: Sequence[str], after: int | None) -> Select[Any]:
+def _free(project_id: str, person_id: str, pools: Sequence[str], after: int | None) -> Select[str, int]:
     # The table of leases that is asked here must not be mixed up with the one of the slot's own lease.
     had = leases.alias("had")
     query = (

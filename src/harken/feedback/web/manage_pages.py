@@ -13,7 +13,7 @@ from harken.errors import DataError
 from harken.feedback.source import ImportSource
 from harken.feedback.store import Member, Role
 from harken.feedback.tasks import parse_tasks
-from harken.feedback.web.security import FormDep, OwnerDep, ReviewerDep, text_of
+from harken.feedback.web.security import FormDep, OwnerDep, ReviewerDep, text_of, texts_of
 from harken.feedback.web.site import Site, SiteDep
 
 router = APIRouter(prefix="/manage")
@@ -39,7 +39,7 @@ def overview(request: Request, site: SiteDep, owner: OwnerDep) -> Response:
 def _overview(request: Request, site: Site, problem: str = "", fields: FormData | None = None) -> Response:
     projects = [(project, site.projects.progress(project.id)) for project in site.projects.all()]
     status = 422 if problem else 200
-    values = {name: value for name, value in (fields or {}).items() if isinstance(value, str)}
+    values = texts_of(fields) if fields else {}
     return site.page(
         request, "manage.html.jinja", status, projects=projects, kinds=_KINDS, problem=problem, fields=values
     )

@@ -4,7 +4,7 @@ import hashlib
 import hmac
 import secrets
 from collections.abc import AsyncGenerator, Callable
-from typing import Annotated, cast
+from typing import Annotated
 from urllib.parse import quote
 
 from fastapi import Depends, Request
@@ -176,7 +176,12 @@ def address_of(request: Request) -> str:
 def text_of(form: FormData, name: str, default: str = "") -> str:
     """Return one text of a form."""
     value = form.get(name, default)
-    return cast("str", value) if isinstance(value, str) else default
+    return value if isinstance(value, str) else default
+
+
+def texts_of(form: FormData) -> dict[str, str]:
+    """Return all texts of a form, without its files."""
+    return {name: value for name, value in form.items() if isinstance(value, str)}
 
 
 def local_path(path: str) -> str:

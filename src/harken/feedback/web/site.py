@@ -102,7 +102,9 @@ def open_site(config: UiConfig) -> Site:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters.update(plain=plain, rich=rich)
+    # Jinja gives no type for its filters.
+    filters: dict[str, Any] = templates.filters  # pyright: ignore[reportUnknownMemberType]
+    filters |= {"plain": plain, "rich": rich}
     return Site(
         store=store,
         accounts=Accounts(store.database),

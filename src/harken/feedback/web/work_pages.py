@@ -10,7 +10,7 @@ from starlette.datastructures import FormData
 
 from harken.feedback.store import Given, Lease, NoTask
 from harken.feedback.web.kinds import BadForm, fill_form, make_answer
-from harken.feedback.web.security import Anyone, FormDep, ReviewerDep, limit, text_of
+from harken.feedback.web.security import Anyone, FormDep, ReviewerDep, limit, text_of, texts_of
 from harken.feedback.web.site import Site, SiteDep
 from harken.records import Flag
 
@@ -116,7 +116,7 @@ def submit(request: Request, site: SiteDep, form: FormDep, person: Anyone, lease
     """Save an answer, and go on to the next task."""
     limit(site, f"submit {person.id}", most=300, window_s=60)
     lease = site.leases.get(lease_id, person.id)
-    fields = {name: value for name, value in form.items() if isinstance(value, str)}
+    fields = texts_of(form)
     try:
         given = _given(lease, form, fields)
     except BadForm as error:
@@ -159,7 +159,7 @@ def save_draft(site: SiteDep, form: FormDep, person: Anyone, lease_id: str) -> R
     """Keep a task that is being worked on, with what was entered so far; without `keep_only` the form is saved."""
     limit(site, f"draft {person.id}", most=600, window_s=60)
     names = {"csrf", "active_s", "replaces", "keep_only"}
-    values = {name: value for name, value in form.items() if isinstance(value, str) and name not in names}
+    values = {name: value for name, value in texts_of(form).items() if name not in names}
     draft = None if "keep_only" in form else json.dumps(values, ensure_ascii=False)
     lease = site.leases.keep(lease_id, person.id, draft)
     answer: dict[str, Any] = {"held": lease.is_held, "answered": lease.judgment is not None}
