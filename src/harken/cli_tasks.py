@@ -5,8 +5,7 @@ from typing import Annotated
 
 import typer
 
-from harken.cli_collect import StoreOption
-from harken.cli_common import ConfigOption, SetOption, settings, show
+from harken.cli_common import ConfigOption, SetOption, StoreOption, settings, show
 
 
 def tasks(

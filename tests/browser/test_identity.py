@@ -91,7 +91,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture
 def page(browser: Browser, server: Server) -> Iterator[Page]:
     """A window, logged in; whatever runs or loads that should not fails the test."""
-    context = browser.new_context(viewport={"width": 1100, "height": 800})
+    context = browser.new_context(viewport={"width": 1100, "height": 1500})
     page = context.new_page()
     page.set_default_timeout(20_000)
     problems: list[str] = []
@@ -257,10 +257,16 @@ def test_rankings(page: Page, server: Server, tmp_path: Path) -> None:
             for _ in range(3):
                 page.click("li[data-place='4'] button[data-move='-1']")
             ranks = [2, 3, 4, 1]
-        else:  # dragging: the first one goes to the last place
-            page.drag_and_drop(
-                "li[data-place='1'] .handle", "li[data-place='4'] .rank-head", target_position={"x": 5, "y": 30}
-            )
+        else:  # dragging: the first one goes down
+            start = page.locator("li[data-place='1'] .handle").bounding_box()
+            end = page.locator("li[data-place='3']").bounding_box()
+            assert start is not None
+            assert end is not None
+            page.mouse.move(start["x"] + 5, start["y"] + 5)
+            page.mouse.down()
+            page.mouse.move(start["x"], end["y"] + end["height"] - 5, steps=10)
+            page.mouse.up()
+            page.wait_for_selector("li.ranked:not(.dragged) select:valid")
             order = [int(one.get_attribute("data-place") or 0) for one in page.query_selector_all("li.ranked")]
             ranks = [order.index(place) + 1 for place in range(1, 5)]
             assert ranks != [1, 2, 3, 4]

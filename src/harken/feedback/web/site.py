@@ -6,7 +6,7 @@ import os
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 from urllib.parse import urlsplit
 
 from fastapi import Depends, Request
@@ -103,8 +103,7 @@ def open_site(config: UiConfig) -> Site:
         lstrip_blocks=True,
     )
     # Jinja gives no type for its filters.
-    filters: dict[str, Any] = templates.filters  # pyright: ignore[reportUnknownMemberType]
-    filters |= {"plain": plain, "rich": rich}
+    cast("dict[str, Any]", templates.filters).update(plain=plain, rich=rich)  # pyright: ignore[reportUnknownMemberType]
     return Site(
         store=store,
         accounts=Accounts(store.database),
