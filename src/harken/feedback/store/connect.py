@@ -16,7 +16,8 @@ from harken.errors import DataError, StorageError
 from harken.feedback.store.migrate import upgrade
 from harken.feedback.store.tables import STORE_VERSION, store_info
 
-_BUSY_TIMEOUT_MS = 5000
+_BUSY_TIMEOUT_MS = 30_000
+"""SQLite lets waiting processes race, so that one may lose many times before it gets its turn."""
 _POOL_SIZE = 10
 _POOL_OVERFLOW = 30
 """Together as many connections as a server has threads; PostgreSQL allows 100 as it comes."""
@@ -159,7 +160,8 @@ def database_errors(name: str) -> Generator[None]:
             raise DataError(f"{name}: the store is damaged ({cause}); restore a backup") from error
         remedy = f"{cause}; mend this and run the same command again"
         if "locked" in cause:
-            remedy = "another process is writing to it for more than 5 s; try again when it is done"
+            seconds = _BUSY_TIMEOUT_MS // 1000
+            remedy = f"another process is writing to it for more than {seconds} s; try again when it is done"
         elif "full" in cause:
             remedy = "the disk is full; free some space and run the same command again"
         elif "readonly" in cause or "unable to open" in cause:
