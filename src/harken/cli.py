@@ -23,13 +23,16 @@ from harken.cli_doctor import doctor
 from harken.cli_loop import demo, init, report, run
 from harken.cli_preference import cpo, dpo, ipo, kto, online_dpo, orpo, simpo
 from harken.cli_stages import evaluate, generate, ppo, preferences, reward, score, sft
+from harken.cli_tasks import tasks
+from harken.cli_ui import ui
 from harken.errors import HarkenError
 
 INTERRUPTED = 130
 """What typer returns after Ctrl-C."""
 
 EXTRAS = {
-    "sqlalchemy": "collect",
+    **dict.fromkeys(("sqlalchemy", "alembic", "argon2", "fastapi", "uvicorn", "nh3", "markdown_it"), "collect"),
+    "psycopg": "postgres",
     "pyarrow": "parquet",
     "datasets": "hub",
     "matplotlib": "report",
@@ -109,6 +112,14 @@ collect_app.command(
         "    --map completion_a=first --map completion_b=second votes.csv",
     ),
 )(import_feedback)
+collect_app.command(
+    epilog=examples(
+        "harken collect tasks --store sqlite:///f.db --project first \\",
+        "    tasks.jsonl --set overlap=3 --guideline guideline.md",
+        "harken collect tasks --store sqlite:///f.db --project second \\",
+        "    --prompts p.jsonl c.jsonl --set task.kind=ranking",
+    )
+)(tasks)
 collect_app.command(
     epilog=examples(
         "harken collect export --store sqlite:///f.db --out out/export",
@@ -217,6 +228,14 @@ app.command(
         "    --out out/evaluate",
     )
 )(evaluate)
+app.command(
+    epilog=examples(
+        "harken ui",
+        "harken ui --store sqlite:///f.db --port 9000",
+        "harken ui --store postgresql://harken@db/feedback --workers 4 \\",
+        "    --address https://label.example.org",
+    )
+)(ui)
 app.command(epilog=examples("harken report out/demo --out report.html"))(report)
 app.command(
     epilog=examples(

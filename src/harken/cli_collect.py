@@ -12,6 +12,7 @@ from harken.cli_common import (
     LabelingOption,
     MapOption,
     ScaleOption,
+    StoreOption,
     interval,
     open_file,
     reporter,
@@ -25,11 +26,6 @@ if TYPE_CHECKING:
     from harken.feedback.exchange.read import Data
     from harken.feedback.store import FeedbackStore
     from harken.feedback.store.store import AddedCounts
-
-StoreOption = Annotated[
-    str,
-    typer.Option("--store", metavar="URL", help="Feedback store, such as sqlite:///feedback.db."),
-]
 
 
 def import_feedback(

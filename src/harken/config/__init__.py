@@ -23,6 +23,7 @@ from harken.config.preference import (
     needs_reference,
 )
 from harken.config.preferences import PreferencesConfig
+from harken.config.project import ProjectConfig, TaskConfig
 from harken.config.recipe import (
     RECIPES,
     CollectConfig,
@@ -72,6 +73,7 @@ __all__ = [
     "PpoLossConfig",
     "PreferenceLoss",
     "PreferencesConfig",
+    "ProjectConfig",
     "RecipeConfig",
     "RewardConfig",
     "RobustDpoLossConfig",
@@ -81,6 +83,7 @@ __all__ = [
     "SftConfig",
     "SimpoConfig",
     "SimpoLossConfig",
+    "TaskConfig",
     "Tune",
     "VllmConfig",
     "VllmServerConfig",

@@ -1,6 +1,7 @@
 """Adding records in one transaction: idempotent by id, with every reference checked."""
 
 import datetime
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any, TypeVar
@@ -51,7 +52,7 @@ class Adding:
         now = utc_now()
         for chunk in _chunks(records):
             self._check_references(chunk)
-            columns = {record.id: _judgment_columns(record, now) for record in chunk}
+            columns = {record.id: judgment_columns(record, now) for record in chunk}
             new = self._insert(tables.judgments, chunk, columns)
             rows = [
                 {"judgment_id": record.id, "position": position, "completion_id": completion_id}
@@ -135,7 +136,8 @@ def _unknown(kind: str, record_id: str, wanted_kind: str, wanted_id: str) -> Dat
     )
 
 
-def _judgment_columns(record: Judgment, now: str) -> dict[str, Any]:
+def judgment_columns(record: Judgment, now: str) -> dict[str, Any]:
+    """Return the columns by which a judgment is found and counted."""
     return {
         "prompt_id": record.prompt_id,
         "judge_id": record.judge.id,
@@ -146,9 +148,10 @@ def _judgment_columns(record: Judgment, now: str) -> dict[str, Any]:
     }
 
 
-def utc_now() -> str:
-    """Return the time in UTC, ISO 8601, to the second."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+def utc_now(seconds: float | None = None) -> str:
+    """Return the time in UTC, ISO 8601, to the second: now, or that of so many seconds since 1970."""
+    when = time.time() if seconds is None else seconds
+    return datetime.datetime.fromtimestamp(when, datetime.UTC).isoformat(timespec="seconds")
 
 
 ItemT = TypeVar("ItemT")

@@ -9,14 +9,14 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from pydantic import ValidationError
-from sqlalchemy import Connection, Engine, Table, select
+from sqlalchemy import Connection, Table, select
 
 from harken.artifacts import Manifest, atomic_file, first_problem, write_text
 from harken.errors import DataError
 from harken.feedback.source import ImportSource
 from harken.feedback.store import tables
 from harken.feedback.store.adding import Adding, utc_now
-from harken.feedback.store.connect import database_errors, open_engine, path_of, writing
+from harken.feedback.store.connect import Database, open_database
 from harken.feedback.store.status import StoreStatus, read_imports, read_status
 from harken.records import Completion, Judgment, Prompt, Record
 
@@ -38,33 +38,42 @@ class AddedCounts:
 
 
 class FeedbackStore:
-    """Prompts, completions and judgments in one SQLite file; judgments can only be added.
+    """Prompts, completions and judgments in one database; judgments can only be added.
 
     Open it with `FeedbackStore.open("sqlite:///feedback.db")`, best in a `with` block.
     """
 
-    def __init__(self, engine: Engine, path: Path) -> None:
-        self._engine = engine
-        self.path = path
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    @property
+    def path(self) -> Path:
+        """The store's file.
+
+        Raises:
+            DataError: the store is in PostgreSQL.
+        """
+        if self.database.file is None:
+            raise DataError(f"{self.database.name}: a PostgreSQL store has no file; use PostgreSQL's own tools")
+        return self.database.file
 
     @classmethod
     def open(cls, url: str, *, create: bool = True) -> Self:
         """Open a store, and make it first if there is none.
 
         Args:
-            url: `sqlite:///PATH`.
+            url: `sqlite:///PATH` or `postgresql://USER:PASSWORD@HOST/DATABASE`.
             create: False to refuse a file that is not there, for commands that only read.
 
         Raises:
             DataError: a bad URL, a missing folder or file, or a file that is not a Harken store.
-            StorageError: the file cannot be written.
+            StorageError: the database cannot be reached or written.
         """
-        path = path_of(url)
-        return cls(open_engine(path, create=create), path)
+        return cls(open_database(url, create=create))
 
     def close(self) -> None:
         """Close all connections; the store must not be used afterwards."""
-        self._engine.dispose()
+        self.database.close()
 
     def __enter__(self) -> Self:
         return self
@@ -109,7 +118,7 @@ class FeedbackStore:
             StorageError: as `add`.
         """
         num_prompts = num_completions = num_judgments = 0
-        with database_errors(self.path), writing(self._engine) as connection:
+        with self.database.writing(alone=True) as connection:
             added = Adding(connection)
             for prompts, completions, judgments in parts:
                 num_prompts += added.prompts(prompts)
@@ -145,19 +154,19 @@ class FeedbackStore:
         return self._records(tables.judgments, Judgment, include_superseded)
 
     def _records(self, table: Table, model: type[RecordT], include_superseded: bool = True) -> Iterator[RecordT]:
-        with database_errors(self.path), self._engine.connect() as connection:
+        with self.database.reading() as connection:
             for record_id, body in _bodies(connection, table, include_superseded):
                 try:
                     yield model.model_validate_json(body)
                 except ValidationError as error:
                     raise DataError(
-                        f"{self.path}: {table.name} {record_id!r}: not a {model.__name__}: "
+                        f"{self.database.name}: {table.name} {record_id!r}: not a {model.__name__}: "
                         f"{first_problem(error)}; the store was changed by another program"
                     ) from error
 
     def status(self) -> StoreStatus:
         """Count what the store holds."""
-        with database_errors(self.path), self._engine.connect() as connection:
+        with self.database.reading() as connection:
             return read_status(connection)
 
     def export(self, folder: Path) -> Manifest:
@@ -166,7 +175,7 @@ class FeedbackStore:
         Writes `prompts.jsonl`, `completions.jsonl`, `judgments.jsonl` and `manifest.json`, whose
         parents are the imports. The same store gives the same bytes.
         """
-        with database_errors(self.path), self._engine.connect() as connection, connection.begin():
+        with self.database.reading() as connection:
             files: dict[str, str] = {}
             counts: dict[str, int] = {}
             for table in (tables.prompts, tables.completions, tables.judgments):
