@@ -4,7 +4,17 @@ from harken.config.base import Config, apply_overrides, build, differences, fiel
 from harken.config.evaluate import EvaluateConfig, GenerateConfig
 from harken.config.ppo import AdaptiveKl, FixedKl, PpoConfig, PpoLossConfig, ScoreConfig
 from harken.config.preference import DpoConfig, DpoLossConfig
-from harken.config.preferences import PreferencesConfig
+from harken.config.preferences import (
+    BradleyTerryConfig,
+    DawidSkeneConfig,
+    MaceConfig,
+    MajorityConfig,
+    OrderedLogitConfig,
+    PlackettLuceConfig,
+    PreferencesConfig,
+    ReliabilityConfig,
+    Resolve,
+)
 from harken.config.recipe import (
     RECIPES,
     CollectConfig,
@@ -27,10 +37,12 @@ from harken.config.shared import (
 __all__ = [
     "RECIPES",
     "AdaptiveKl",
+    "BradleyTerryConfig",
     "ChatConfig",
     "CollectConfig",
     "ComputeConfig",
     "Config",
+    "DawidSkeneConfig",
     "DpoConfig",
     "DpoLossConfig",
     "EvaluateConfig",
@@ -38,12 +50,18 @@ __all__ = [
     "FullConfig",
     "GenerateConfig",
     "LoraConfig",
+    "MaceConfig",
+    "MajorityConfig",
     "OptimizerConfig",
+    "OrderedLogitConfig",
     "OwnSamplerConfig",
+    "PlackettLuceConfig",
     "PpoConfig",
     "PpoLossConfig",
     "PreferencesConfig",
     "RecipeConfig",
+    "ReliabilityConfig",
+    "Resolve",
     "RewardConfig",
     "SamplerConfig",
     "SamplingConfig",

@@ -8,7 +8,15 @@ import numpy as np
 from harken.errors import DataError
 from harken.preferences.covariance import Covariance, fits_jointly
 from harken.preferences.links import CutPoints, Davidson, HalfWins, Link
-from harken.preferences.numeric import Floats, Ints, components, minimize, normal_quantile, num_strong_components, sigmoid
+from harken.preferences.numeric import (
+    Floats,
+    Ints,
+    components,
+    minimize,
+    normal_quantile,
+    num_strong_components,
+    sigmoid,
+)
 
 Ties = Literal["half", "davidson", "rao_kupper", "graded"]
 """half: a tie is half a win of each; graded: cut points from the votes' strengths."""
@@ -122,8 +130,10 @@ def _aggregated(votes: PairVotes, ties: Ties) -> PairVotes:
     strength = votes.strength if ties == "graded" and votes.strength is not None else np.full_like(votes.first, -1)
     columns = [votes.first, votes.second, votes.outcome, strength, *votes.covariates.T]
     cells = np.stack([np.asarray(column, dtype=np.float64) for column in columns], axis=1)
-    rows, cell = np.unique(cells, axis=0, return_inverse=True)
-    weight = np.bincount(cell.reshape(-1), weights=votes.weight, minlength=len(rows))
+    order = np.lexsort(cells.T[::-1])
+    cells = cells[order]
+    starts = np.flatnonzero(np.concatenate([[True], (cells[1:] != cells[:-1]).any(1)]))
+    rows, weight = cells[starts], np.add.reduceat(votes.weight[order], starts)
     first, second, outcome, strength = (rows[:, index].astype(np.int64) for index in range(4))
     return PairVotes(votes.num_items, first, second, outcome, weight, rows[:, 4:], strength)
 

@@ -33,7 +33,8 @@ class Covariance:
         """Invert.
 
         Args:
-            edges: (first, second, curvature), each (V,): the Hessian is the sum of curvature (e_first - e_second)(...)'.
+            edges: (first, second, curvature), each (V,): the Hessian is the sum of curvature x x' with x = e_first -
+                e_second.
             component: (K,) number of each score's component.
             ridge: added to the Hessian's diagonal of the scores; at least 0.
             cross: (K, E) second derivatives of score and other parameter; None for none, or where K E is too large.

@@ -99,14 +99,18 @@ class CutPoints:
         inside = np.exp(-width) / -np.expm1(-width)
         high_slope, low_slope = sigmoid(-above) + inside, -sigmoid(-below) - inside
         steps = np.exp(shape)
-        shape_slope = np.stack(
-            [
-                # Step s moves every cut from T_s on, up on the one side and down on the other.
-                steps[s] * (_moves(self.high, s + 1, cuts) * high_slope + _moves(self.low, s + 1, cuts) * low_slope)
-                for s in range(self.num_shape)
-            ],
-            axis=1,
-        ) if self.num_shape else np.zeros((len(value), 0))
+        shape_slope = (
+            np.stack(
+                [
+                    # Step s moves every cut from T_s on, up on the one side and down on the other.
+                    steps[s] * (_moves(self.high, s + 1, cuts) * high_slope + _moves(self.low, s + 1, cuts) * low_slope)
+                    for s in range(self.num_shape)
+                ],
+                axis=1,
+            )
+            if self.num_shape
+            else np.zeros((len(value), 0))
+        )
         return LinkValue(value, slope, curvature, shape_slope)
 
 

@@ -29,13 +29,18 @@ class RankingFit:
     _position: Ints
 
     def preference(self, first: Ints, second: Ints) -> Floats:
-        """Return the probabilities (N,) that first is ranked before second, both of one component."""
-        variance = np.empty(len(first))
+        """Return the probabilities (N,) that first is ranked before second, drawn to 1/2 by what is not known."""
+        return moderated(self.scores[first] - self.scores[second], self.variance(first, second))
+
+    def variance(self, first: Ints, second: Ints) -> Floats:
+        """Return the variances (N,) of score[first] - score[second]; infinite where they share no component."""
+        variance = np.full(len(first), np.inf)
         for index, (one, other) in enumerate(zip(first.tolist(), second.tolist(), strict=True)):
-            block = self._blocks[int(self.component[one])]
-            i, j = self._position[one], self._position[other]
-            variance[index] = block[i, i] + block[j, j] - 2 * block[i, j]
-        return moderated(self.scores[first] - self.scores[second], variance)
+            if self.component[one] == self.component[other]:
+                block = self._blocks[int(self.component[one])]
+                i, j = self._position[one], self._position[other]
+                variance[index] = block[i, i] + block[j, j] - 2 * block[i, j]
+        return variance
 
 
 @dataclass(frozen=True)
@@ -61,8 +66,8 @@ def fit_rankings(rankings: Sequence[Mapping[str, int]], *, ridge: float = 0.5) -
     Raises:
         DataError: nothing is ranked above anything, ridge is not above 0, or more than `MAX_TIED` share a rank.
 
-    Source: Plackett 1975, doi:10.2307/2346567; Luce 1959; the tie as a sum over orders is the exact method of Kalbfleisch
-        and Prentice 1973, doi:10.1093/biomet/60.2.267.
+    Source: Plackett 1975, doi:10.2307/2346567; the tie as a sum over orders is the exact method of Kalbfleisch and
+        Prentice 1973, doi:10.1093/biomet/60.2.267.
     """
     if ridge <= 0:
         raise DataError(f"ridge is {ridge}; expected above 0")
@@ -127,8 +132,8 @@ def log_likelihood(scores: Floats, stages: Sequence[_Stage]) -> tuple[float, Flo
     """Return the log-likelihood of all stages and its gradient (K,).
 
     With w = exp(score), D the tied items and W the sum of w over those left, P(D comes first, in any order) is f(D),
-    where f(S) = sum over j in S of f(S without j) w_j / (W + sum of w over S) and f(empty) = 1: the sum over all orders,
-    with every subset computed once. All terms are positive, so nothing cancels.
+    where f(S) = sum over j in S of f(S without j) w_j / (W + sum of w over S) and f(empty) = 1: the sum over all
+    orders, with every subset computed once. All terms are positive, so nothing cancels.
     """
     total = 0.0
     gradient = np.zeros(len(scores))
