@@ -37,9 +37,7 @@ def comparison(
 def ranking(name: str, ranks: dict[str, int], judge: str = "ann") -> Judgment:
     """A ranking of completions, shown in the order in which they stand in `ranks`."""
     answer = RankingAnswer(ranks=ranks)
-    return Judgment(
-        id=name, judge=Judge(id=judge, kind="person"), prompt_id="q", shown=tuple(ranks), answer=answer
-    )
+    return Judgment(id=name, judge=Judge(id=judge, kind="person"), prompt_id="q", shown=tuple(ranks), answer=answer)
 
 
 def completion(name: str, text: str | None = None, prompt: str = "q", model: str = "") -> Completion:
@@ -63,9 +61,7 @@ def llmfao(folder: Path) -> tuple[list[Prompt], list[Completion], list[Judgment]
     for row in texts:
         for side in "xy":
             name = f"p{row['prompt']}-m{row[f'model_{side}']}"
-            completions[name] = completion(
-                name, row[f"result_{side}"], f"p{row['prompt']}", f"m{row[f'model_{side}']}"
-            )
+            completions[name] = completion(name, row[f"result_{side}"], f"p{row['prompt']}", f"m{row[f'model_{side}']}")
         models[str(row["id"])] = (f"p{row['prompt']}-m{row['model_x']}", f"p{row['prompt']}-m{row['model_y']}")
     with (folder / "llmfao" / "crowd-comparisons.csv").open(newline="") as file:
         for number, row in enumerate(csv.DictReader(file)):

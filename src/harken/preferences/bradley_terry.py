@@ -103,12 +103,13 @@ def fit_scores(votes: PairVotes, *, ties: Ties = "half", ridge: float = 0.5) -> 
     Raises:
         DataError: no votes, or ridge 0 and something has won (or lost) all it had with the others of its component.
     """
-    if len(votes.first) == 0:
+    if not (votes.weight > 0).any():
         raise DataError("no votes; expected at least one comparison that was won or tied")
+    votes = _aggregated(votes, ties)
     component = components(votes.first, votes.second, votes.num_items)
     if ridge == 0:
         _check_finite(votes, component)
-    problem = _Problem(_aggregated(votes, ties), ties, ridge)
+    problem = _Problem(votes, ties, ridge)
     best = minimize(problem.objective, problem.start)
     return problem.result(best, component)
 
@@ -129,11 +130,12 @@ def _aggregated(votes: PairVotes, ties: Ties) -> PairVotes:
     """Return the votes with equal ones added up: a million votes on a few models are a few rows."""
     strength = votes.strength if ties == "graded" and votes.strength is not None else np.full_like(votes.first, -1)
     columns = [votes.first, votes.second, votes.outcome, strength, *votes.covariates.T]
-    cells = np.stack([np.asarray(column, dtype=np.float64) for column in columns], axis=1)
+    counted = votes.weight > 0
+    cells = np.stack([np.asarray(column, dtype=np.float64)[counted] for column in columns], axis=1)
     order = np.lexsort(cells.T[::-1])
     cells = cells[order]
     starts = np.flatnonzero(np.concatenate([[True], (cells[1:] != cells[:-1]).any(1)]))
-    rows, weight = cells[starts], np.add.reduceat(votes.weight[order], starts)
+    rows, weight = cells[starts], np.add.reduceat(votes.weight[counted][order], starts)
     first, second, outcome, strength = (rows[:, index].astype(np.int64) for index in range(4))
     return PairVotes(votes.num_items, first, second, outcome, weight, rows[:, 4:], strength)
 
