@@ -100,6 +100,8 @@ collect_app.command(
     epilog=examples(
         "harken collect agreement --store sqlite:///f.db",
         "harken collect agreement --store sqlite:///f.db --json",
+        "harken collect agreement --store sqlite:///f.db \\",
+        "    --gold gold.jsonl --groups groups.json",
     )
 )(agreement)
 app.command(
@@ -107,6 +109,8 @@ app.command(
         "harken preferences out/export --out pairs.jsonl",
         "harken preferences out/export --out pairs.jsonl \\",
         "    --set min_difference=1 --set max_pairs=5000",
+        "harken preferences out/export --out pairs.jsonl \\",
+        "    --set resolve.kind=reliability --set ties=keep",
     )
 )(preferences)
 app.command(
