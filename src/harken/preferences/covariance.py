@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from harken.preferences.numeric import Floats, Ints
+from harken.preferences.numeric import Floats, Ints, inverse
 
 MAX_BLOCK = 2000
 """Completions in one connected component up to which its block is inverted (n^3 operations)."""
@@ -62,11 +62,11 @@ class Covariance:
         self.other: Floats = np.zeros((0, 0))
         if cross is not None and other is not None:
             self._solved = self._solve(cross)
-            self.other = np.linalg.inv(other - cross.T @ self._solved)
+            self.other = inverse(other - cross.T @ self._solved)
 
     def _inverted(self, size: int, count: int, edges: tuple[Ints, Ints, Floats], ridge: float) -> Floats:
         chosen = self._size[edges[0]] == size
-        first, second, curvature = (column[chosen] for column in edges)
+        first, second, curvature = edges[0][chosen], edges[1][chosen], edges[2][chosen]
         block, one, other = self._block[first], self._position[first], self._position[second]
         laplacian = np.zeros(count * size * size)
         for row, column, sign in ((one, one, 1), (other, other, 1), (one, other, -1), (other, one, -1)):
@@ -74,7 +74,7 @@ class Covariance:
             laplacian += np.bincount(cells, weights=sign * curvature, minlength=len(laplacian))
         # The mean of a component is no matter of the data: it gets curvature 1 here, and its variance is taken away.
         matrix = laplacian.reshape(count, size, size) + ridge * np.eye(size) + 1 / size
-        return np.linalg.inv(matrix) - 1 / (size * (1 + ridge))
+        return inverse(matrix) - 1 / (size * (1 + ridge))
 
     def _solve(self, right: Floats) -> Floats:
         solved = np.full_like(right, np.nan)
@@ -92,14 +92,14 @@ class Covariance:
     def variance_of_difference(self, first: Ints, second: Ints) -> Floats:
         """Return the variances (N,) of score[first] - score[second]; each two must share a component."""
         variance = np.full(len(first), np.nan)
-        for size, inverse in self._inverse.items():
+        for size, blocks in self._inverse.items():
             chosen = np.flatnonzero(self._size[first] == size)
             block, one, other = (
                 self._block[first[chosen]],
                 self._position[first[chosen]],
                 self._position[second[chosen]],
             )
-            variance[chosen] = inverse[block, one, one] + inverse[block, other, other] - 2 * inverse[block, one, other]
+            variance[chosen] = blocks[block, one, one] + blocks[block, other, other] - 2 * blocks[block, one, other]
         change = self._solved[first] - self._solved[second]
         return variance + np.einsum("ne,ef,nf->n", change, self.other, change)
 

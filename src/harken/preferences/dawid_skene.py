@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from harken.errors import DataError
-from harken.preferences.numeric import Floats, Ints, beta_interval, log_sum_exp
+from harken.preferences.numeric import Floats, Ints, beta_interval, count, log_sum_exp
 
 _MAX_ITERATIONS = 1000
 
@@ -33,7 +33,7 @@ class Labels:
 
     def counted(self, index: Ints, weights: Floats, size: int) -> Floats:
         """Return (size, C): the sum of weights of the votes with each index and label."""
-        cells = np.bincount(index * self.num_labels + self.label, weights=weights, minlength=size * self.num_labels)
+        cells = count(index * self.num_labels + self.label, size * self.num_labels, weights)
         return cells.reshape(size, self.num_labels)
 
 
@@ -113,8 +113,8 @@ def fit_dawid_skene(
         if target - previous < tolerance * labels.num_units or iteration == _MAX_ITERATIONS:
             break
         previous = target
-    right = np.bincount(labels.judge, posterior[labels.unit, labels.label], labels.num_judges)
-    wrong = np.bincount(labels.judge, minlength=labels.num_judges) - right
+    right = count(labels.judge, labels.num_judges, posterior[labels.unit, labels.label])
+    wrong = count(labels.judge, labels.num_judges) - right
     low, high = beta_interval(right + diagonal + smoothing, wrong + max(smoothing, 1e-6), 0.95)
     accuracy = (right + diagonal + smoothing) / (right + wrong + diagonal + smoothing + max(smoothing, 1e-6))
     return LabelFit(posterior, prior, accuracy, low, high, log_likelihood, iteration, confusion)
@@ -125,7 +125,7 @@ def _confusion(counts: Floats, pseudo: Floats, one_coin: bool) -> Floats:
     counts = counts + pseudo
     num_labels = counts.shape[1]
     if one_coin:
-        right = np.trace(counts, axis1=1, axis2=2) / np.maximum(counts.sum((1, 2)), 1e-300)
+        right: Floats = np.einsum("akk->a", counts) / np.maximum(counts.sum((1, 2)), 1e-300)
         right = right[:, None, None]
         return np.where(np.eye(num_labels) > 0, right, (1 - right) / max(1, num_labels - 1))
     totals = counts.sum(2, keepdims=True)

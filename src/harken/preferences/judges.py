@@ -8,7 +8,7 @@ import numpy as np
 
 from harken.errors import DataError
 from harken.preferences.bias import benjamini_hochberg, share
-from harken.preferences.numeric import Floats, Ints, beta_interval, binomial_p
+from harken.preferences.numeric import Floats, Ints, beta_interval, binomial_p, count, rows
 from harken.preferences.votes import Votes, read_votes
 from harken.records import Judgment
 
@@ -49,7 +49,7 @@ def meetings(votes: Votes) -> Meetings:
         none: Ints = np.zeros(0, dtype=np.int64)
         return Meetings(none, none, np.zeros(0), np.zeros(0), num_judges)
     key, cell = np.unique(np.concatenate(keys), return_inverse=True)
-    weight, differs = (np.bincount(cell, weights=np.concatenate(parts)) for parts in (weights, differing))
+    weight, differs = (count(cell, len(key), np.concatenate(parts)) for parts in (weights, differing))
     return Meetings(key // num_judges, key % num_judges, weight, differs, num_judges)
 
 
@@ -87,8 +87,8 @@ def judge_table(votes: Votes, met: Meetings, *, gold: Votes | None = None) -> li
     nobody. `shown_first_p` is of the exact test, `shown_first_q` adjusted for the number of judges.
     """
     num = met.num_judges
-    weight = np.bincount(met.one, met.weight, num) + np.bincount(met.other, met.weight, num)
-    differing = np.bincount(met.one, met.differing, num) + np.bincount(met.other, met.differing, num)
+    weight = count(met.one, num, met.weight) + count(met.other, num, met.weight)
+    differing = count(met.one, num, met.differing) + count(met.other, num, met.differing)
     value, low, high = shrunken(weight - differing, weight)
     won = votes.outcome != 0
     decided = np.bincount(votes.judge[won], minlength=num)
@@ -97,7 +97,7 @@ def judge_table(votes: Votes, met: Meetings, *, gold: Votes | None = None) -> li
     q = benjamini_hochberg(p)
     right, tried = _gold(votes, gold) if gold is not None else (np.zeros(num), np.zeros(num))
     num_votes = np.bincount(votes.judge, minlength=num)
-    rows: list[dict[str, Any]] = []
+    table: list[dict[str, Any]] = []
     for index, name in enumerate(votes.judges):
         agreement = {"value": float(value[index]), "low": float(low[index]), "high": float(high[index])}
         row: dict[str, Any] = {
@@ -111,8 +111,8 @@ def judge_table(votes: Votes, met: Meetings, *, gold: Votes | None = None) -> li
         }
         if gold is not None:
             row["gold"] = share(float(right[index]), int(tried[index]))
-        rows.append(row)
-    return rows
+        table.append(row)
+    return table
 
 
 def gold_votes(judgments: Iterable[Judgment]) -> Votes:
@@ -135,22 +135,14 @@ def gold_votes(judgments: Iterable[Judgment]) -> Votes:
 
 
 def _gold(votes: Votes, gold: Votes) -> tuple[Floats, Floats]:
-    known = {
-        (gold.items[one], gold.items[other]): outcome
-        for one, other, outcome in zip(gold.first.tolist(), gold.second.tolist(), gold.outcome.tolist(), strict=True)
-    }
+    known = {(gold.items[a], gold.items[b]): int(o) for a, b, o in rows(gold.first, gold.second, gold.outcome)}
     first, second, pair = votes.pairs()
     none = 2  # no outcome
-    answers = np.array(
-        [
-            known.get((votes.items[a], votes.items[b]), none)
-            for a, b in zip(first.tolist(), second.tolist(), strict=True)
-        ]
-    )[pair]
+    found = [known.get((votes.items[a], votes.items[b]), none) for a, b in rows(first, second)]
+    answers = np.array(found, dtype=np.int64)[pair]
     tried = answers != none
     num = len(votes.judges)
-    right = np.bincount(votes.judge[tried & (answers == votes.outcome)], minlength=num)
-    return right.astype(np.float64), np.bincount(votes.judge[tried], minlength=num).astype(np.float64)
+    return count(votes.judge[tried & (answers == votes.outcome)], num), count(votes.judge[tried], num)
 
 
 def agreement_by_group(

@@ -5,7 +5,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import optimize, sparse, special, stats
+from scipy import optimize, sparse, special, stats  # pyright: ignore[reportMissingTypeStubs]
 
 Floats: TypeAlias = NDArray[np.float64]
 Ints: TypeAlias = NDArray[np.int64]
@@ -28,6 +28,23 @@ def minimize(function: Callable[[Floats], tuple[float, Floats]], start: Floats) 
     options = {"maxiter": _MAX_ITERATIONS, "maxfun": 4 * _MAX_ITERATIONS, "ftol": 1e-15, "gtol": 1e-8, "maxcor": 20}
     found = _optimize.minimize(function, start, jac=True, method="L-BFGS-B", options=options)
     return np.asarray(found.x, dtype=np.float64)
+
+
+def count(index: Ints, size: int, weights: Floats | None = None) -> Floats:
+    """Return (size,): how often each index occurs, or the sum of its weights."""
+    found: Any = np.bincount(index, weights, size)
+    return np.asarray(found, dtype=np.float64)
+
+
+def inverse(matrices: Floats) -> Floats:
+    """Return the inverses of (..., n, n) matrices."""
+    found: Any = np.linalg.inv(matrices)
+    return found
+
+
+def rows(*columns: NDArray[Any]) -> list[tuple[Any, ...]]:
+    """Return arrays of one length as tuples of plain numbers."""
+    return list(zip(*(column.tolist() for column in columns), strict=True))
 
 
 def log_sigmoid(x: Floats) -> Floats:

@@ -19,7 +19,7 @@ from harken.config.preferences import (
 from harken.preferences.bradley_terry import PairVotes, ScoreFit, Ties, fit_scores
 from harken.preferences.dawid_skene import LabelFit, Labels, fit_dawid_skene
 from harken.preferences.mace import fit_mace
-from harken.preferences.numeric import Floats, Ints, beta_interval, normal_quantile, sigmoid
+from harken.preferences.numeric import Floats, Ints, beta_interval, count, normal_quantile, rows, sigmoid
 from harken.preferences.plackett_luce import fit_rankings
 from harken.preferences.reliability import fit_reliability
 from harken.preferences.votes import Votes
@@ -89,8 +89,8 @@ def outcomes(votes: Votes, config: Resolve) -> Outcomes:
 
 def _by_majority(votes: Votes) -> Outcomes:
     first, second, pair = votes.pairs()
-    num_votes = np.bincount(pair)
-    wins = np.bincount(pair, weights=(votes.outcome + 1) / 2)
+    num_votes = count(pair, len(first))
+    wins = count(pair, len(first), (votes.outcome + 1) / 2)
     # Laplace's rule of succession, as for ratings.
     p = (wins + 1) / (num_votes + 2)
     low, high = beta_interval(wins + 1, num_votes - wins + 1, 0.95)
@@ -185,9 +185,7 @@ def _by_rankings(votes: Votes, ridge: float) -> Outcomes:
 def rankings(votes: Votes) -> dict[str, dict[str, int]]:
     """Return judgment id -> (completion id -> rank): 1 plus the number of completions that this judgment put above."""
     found: dict[str, dict[str, int]] = {}
-    for number, one, other, outcome in zip(
-        votes.judgment.tolist(), votes.first.tolist(), votes.second.tolist(), votes.outcome.tolist(), strict=True
-    ):
+    for number, one, other, outcome in rows(votes.judgment, votes.first, votes.second, votes.outcome):
         ranks = found.setdefault(votes.judgment_ids[number], {})
         for item, is_below in ((votes.items[one], outcome < 0), (votes.items[other], outcome > 0)):
             ranks[item] = ranks.get(item, 1) + is_below

@@ -215,11 +215,14 @@ def resolve_export(folder: Path, config: PreferencesConfig) -> Resolution:
 def _answer_kinds(path: Path) -> set[str]:
     """Return the kinds of answers in a file of judgments, without the cost of checking each record."""
     kinds: set[str] = set()
-    with path.open("rb") as file:
-        for line in file:
-            # What the records are is checked when they are read; a line that is none has no kind.
-            if found := _KIND.search(line):
-                kinds.add(found.group(1).decode())
+    try:
+        with path.open("rb") as file:
+            for line in file:
+                # What the records are is checked when they are read; a line that is none has no kind.
+                if found := _KIND.search(line):
+                    kinds.add(found.group(1).decode())
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}; check the path") from error
     return kinds
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from harken.errors import DataError
 from harken.preferences.bradley_terry import moderated
-from harken.preferences.numeric import Floats, Ints, components, minimize
+from harken.preferences.numeric import Floats, Ints, components, inverse, minimize
 
 MAX_TIED = 10
 """Completions of one rank, of which all orders are summed over (2^n steps)."""
@@ -200,6 +200,5 @@ def _inverses(
     for number, hessian in enumerate(hessians):
         size = len(hessian)
         # As in `Covariance`: the mean of a component is fixed, so its variance is taken away.
-        inverse = np.linalg.inv((hessian + hessian.T) / 2 + 1 / size)
-        blocks[number] = inverse - 1 / (size * (1 + 2 * ridge))
+        blocks[number] = inverse((hessian + hessian.T) / 2 + 1 / size) - 1 / (size * (1 + 2 * ridge))
     return blocks, position

@@ -7,7 +7,7 @@ import numpy as np
 from harken.errors import DataError
 from harken.preferences.bradley_terry import moderated
 from harken.preferences.covariance import Covariance, fits_jointly
-from harken.preferences.numeric import Floats, Ints, components, log_sigmoid, minimize, normal_quantile, sigmoid
+from harken.preferences.numeric import Floats, Ints, components, count, log_sigmoid, minimize, normal_quantile, sigmoid
 from harken.preferences.votes import Votes
 
 
@@ -101,8 +101,8 @@ class _Problem:
         # Equal votes are added up, whatever their order: 2 sides, at most 3 outcomes.
         key = (votes.first * self.num_items + votes.second) * self.num_judges + votes.judge
         key = (key * 2 + (votes.side > 0)) * 3 + (votes.outcome + 1)
-        _, chosen, cell = np.unique(key, return_index=True, return_inverse=True)
-        self.weight: Floats = np.bincount(cell, weights=votes.weight)
+        cells, chosen, cell = np.unique(key, return_index=True, return_inverse=True)
+        self.weight: Floats = count(cell, len(cells), votes.weight)
         self.first, self.second, self.judge = votes.first[chosen], votes.second[chosen], votes.judge[chosen]
         self.side = votes.side[chosen].astype(np.float64)
         self.share = (votes.outcome[chosen] + 1) / 2
@@ -144,7 +144,7 @@ class _Problem:
         return value, np.concatenate(gradient)
 
     def _by_judge(self, values: Floats) -> Floats:
-        return np.bincount(self.judge, weights=values, minlength=self.num_judges)
+        return count(self.judge, self.num_judges, values)
 
     def covariance(self, vector: Floats, component: Ints) -> tuple[Covariance, Floats]:
         """Return the scores' covariance and the variances (2J,) of reliabilities and biases.

@@ -10,7 +10,7 @@ import numpy as np
 
 from harken.config.preferences import PreferencesConfig
 from harken.errors import DataError
-from harken.preferences.numeric import Ints
+from harken.preferences.numeric import Ints, rows
 from harken.preferences.outcomes import Outcomes, outcomes
 from harken.preferences.split import split_of
 from harken.preferences.votes import Votes, read_votes
@@ -77,9 +77,7 @@ class _Texts:
             )
         self.completions = [found[name] for name in votes.items]
         prompt_of = [item.prompt_id for item in self.completions]
-        for one, other, judgment in zip(
-            votes.first.tolist(), votes.second.tolist(), votes.judgment.tolist(), strict=True
-        ):
+        for one, other, judgment in rows(votes.first, votes.second, votes.judgment):
             if prompt_of[one] != prompt_of[other]:
                 raise DataError(
                     f"judgment {votes.judgment_ids[judgment]!r} compares completions of the prompts "
@@ -108,9 +106,9 @@ def _pairs(
     judgments_of = np.split(votes.judgment[order], np.cumsum(num_votes)[:-1])
     counts: Counter[str] = Counter()
     made: dict[Split, list[PreferencePair]] = {"train": [], "heldout": []}
-    for number, (first, second) in enumerate(zip(found.first.tolist(), found.second.tolist(), strict=True)):
+    for number, (first, second) in enumerate(rows(found.first, found.second)):
         p, is_tie = float(found.probability[number]), bool(found.is_tie[number])
-        better, worse = (first, second) if p >= 0.5 else (second, first)
+        better, worse = (int(first), int(second)) if p >= 0.5 else (int(second), int(first))
         chosen, rejected = texts.completions[better], texts.completions[worse]
         split = texts.splits[better]
         if reason := _why_not(is_tie, chosen, rejected, split == texts.splits[worse], split, config):
@@ -134,7 +132,8 @@ def _pairs(
         )
         counts["ties kept" if is_tie else "made"] += 1
     kept: list[PreferencePair] = []
-    for split, limit in (("train", config.max_pairs), ("heldout", config.max_heldout_pairs)):
+    limits: dict[Split, int | None] = {"train": config.max_pairs, "heldout": config.max_heldout_pairs}
+    for split, limit in limits.items():
         random.Random(f"{config.seed}/votes/{split}").shuffle(made[split])
         kept += made[split][:limit]
     if over := sum(map(len, made.values())) - len(kept):
