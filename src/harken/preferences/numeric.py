@@ -42,9 +42,10 @@ def inverse(matrices: Floats) -> Floats:
     return found
 
 
-def rows(*columns: NDArray[Any]) -> list[tuple[Any, ...]]:
+def rows(*columns: Ints) -> list[tuple[int, ...]]:
     """Return arrays of one length as tuples of plain numbers."""
-    return list(zip(*(column.tolist() for column in columns), strict=True))
+    table: Any = np.stack(columns, axis=1)
+    return table.tolist()
 
 
 def log_sigmoid(x: Floats) -> Floats:

@@ -88,7 +88,7 @@ class _Texts:
         if missing := sorted(named - set(self.prompts)):
             raise DataError(f"completions belong to prompt {missing[0]!r}, which is not among the prompts")
         by_text = by_text or len(self.prompts) == 1
-        self.splits = [self._split(item, config, by_text=by_text) for item in self.completions]
+        self.splits: list[Split] = [self._split(item, config, by_text=by_text) for item in self.completions]
 
     def _split(self, completion: Completion, config: PreferencesConfig, *, by_text: bool) -> Split:
         messages = self.prompts[completion.prompt_id].messages
@@ -110,7 +110,7 @@ def _pairs(
         p, is_tie = float(found.probability[number]), bool(found.is_tie[number])
         better, worse = (int(first), int(second)) if p >= 0.5 else (int(second), int(first))
         chosen, rejected = texts.completions[better], texts.completions[worse]
-        split = texts.splits[better]
+        split: Split = texts.splits[better]
         if reason := _why_not(is_tie, chosen, rejected, split == texts.splits[worse], split, config):
             counts[reason] += 1
             continue
@@ -126,7 +126,7 @@ def _pairs(
                 weight=float(weights[number]),
                 group=chosen.prompt_id,
                 split=split,
-                judgment_ids=tuple(votes.judgment_ids[n] for n in judgments_of[number].tolist()),
+                judgment_ids=tuple(votes.judgment_ids[n] for (n,) in rows(judgments_of[number])),
                 margin=None if found.margins is None else 0.0 if is_tie else found.margins[strength],
             )
         )
