@@ -33,7 +33,8 @@ def _random(seed: int, size: int = 300, num_items: int = 6) -> PairVotes:
     second = first + 1 + rng.integers(0, num_items, size) % (num_items - 1 - first)
     side = rng.choice([-1.0, 1.0], size)
     latent = scores[first] - scores[second] + 0.4 * side + rng.logistic(size=size)
-    outcome = np.where(np.abs(latent) < 0.5, 0, np.sign(latent)).astype(np.int64)
+    is_tie = np.abs(latent) < 0.5  # the width of the tie band, no tolerance
+    outcome = np.where(is_tie, 0, np.sign(latent)).astype(np.int64)
     strength = np.where(outcome == 0, -1, np.minimum(np.abs(latent) // 1, 3)).astype(np.int64)
     return PairVotes(num_items, first, second, outcome, np.ones(size), side[:, None], strength)
 

@@ -113,11 +113,19 @@ def fit_dawid_skene(
         if target - previous < tolerance * labels.num_units or iteration == _MAX_ITERATIONS:
             break
         previous = target
-    right = count(labels.judge, labels.num_judges, posterior[labels.unit, labels.label])
-    wrong = count(labels.judge, labels.num_judges) - right
-    low, high = beta_interval(right + diagonal + smoothing, wrong + max(smoothing, 1e-6), 0.95)
-    accuracy = (right + diagonal + smoothing) / (right + wrong + diagonal + smoothing + max(smoothing, 1e-6))
+    accuracy, low, high = _accuracies(labels, posterior, diagonal + smoothing, max(smoothing, 1e-6))
     return LabelFit(posterior, prior, accuracy, low, high, log_likelihood, iteration, confusion)
+
+
+def _accuracies(
+    labels: Labels, posterior: Floats, right_pseudo: float, wrong_pseudo: float
+) -> tuple[Floats, Floats, Floats]:
+    """Return the judges' accuracies (J,) and the ends of their intervals, from the expected right and wrong labels."""
+    right = count(labels.judge, labels.num_judges, posterior[labels.unit, labels.label])
+    wrong = count(labels.judge, labels.num_judges) - right + wrong_pseudo
+    right = right + right_pseudo
+    low, high = beta_interval(right, wrong, 0.95)
+    return right / (right + wrong), low, high
 
 
 def _confusion(counts: Floats, pseudo: Floats, one_coin: bool) -> Floats:

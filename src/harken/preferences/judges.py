@@ -165,7 +165,7 @@ def agreement_by_group(
         `groups`: name -> number of judges and agreement within; `within`, `between`: shares of agreeing meetings;
         `difference` and `p`: None where there are not two groups that meet.
 
-    Source: Ernst 2004, doi:10.1214/088342304000000396 (permutation tests).
+    Source: Ernst 2004, doi:10.1214/088342304000000396.
     """
     sizes: dict[str, int] = {}
     for name in judges:
@@ -183,6 +183,11 @@ def agreement_by_group(
         inner, between = (d / w if w > 0 else np.nan for d, w in sums)
         return inner, between
 
+    def within_one(number: int) -> float | None:
+        inside = (labels[one] == number) & (labels[other] == number)
+        total = float(weight[inside].sum())
+        return 1 - float(differing[inside].sum()) / total if total > 0 else None
+
     within, between = disagreement(labels)
     difference = between - within
     p: float | None = None
@@ -196,14 +201,8 @@ def agreement_by_group(
             # A draw in which one of them cannot be computed speaks for neither side: counted as extreme.
             at_least += not drawn_between - drawn_within < difference - 1e-12
         p = (1 + at_least) / (1 + permutations)
-    groups: dict[str, Any] = {}
-    for number, name in enumerate(shown):
-        inside = (labels[one] == number) & (labels[other] == number)
-        total = float(weight[inside].sum())
-        agree = 1 - float(differing[inside].sum()) / total if total > 0 else None
-        groups[name] = {"judges": sizes[name], "agreement": agree}
     return {
-        "groups": groups,
+        "groups": {name: {"judges": sizes[name], "agreement": within_one(k)} for k, name in enumerate(shown)},
         "judges_left_out": len(judges) - len(members),
         "within": None if np.isnan(within) else 1 - within,
         "between": None if np.isnan(between) else 1 - between,
