@@ -1,5 +1,6 @@
 """Each judge by itself and beside others: agreement, sides, gold, groups; shrunken, as few votes prove little."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -167,10 +168,7 @@ def agreement_by_group(
 
     Source: Ernst 2004, doi:10.1214/088342304000000396.
     """
-    sizes: dict[str, int] = {}
-    for name in judges:
-        if name in group_of:
-            sizes[group_of[name]] = sizes.get(group_of[name], 0) + 1
+    sizes = Counter(group_of[name] for name in judges if name in group_of)
     shown = sorted(name for name, size in sizes.items() if size >= min_judges)
     labels = np.array([shown.index(group_of[n]) if group_of.get(n) in shown else -1 for n in judges], dtype=np.int64)
     members = np.flatnonzero(labels >= 0)
