@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from harken.errors import DataError
 from harken.preferences.bias import benjamini_hochberg, share
@@ -182,9 +183,7 @@ def agreement_by_group(
         return inner, between
 
     def within_one(number: int) -> float | None:
-        inside = (labels[one] == number) & (labels[other] == number)
-        total = float(weight[inside].sum())
-        return 1 - float(differing[inside].sum()) / total if total > 0 else None
+        return _agreeing(weight, differing, (labels[one] == number) & (labels[other] == number))
 
     within, between = disagreement(labels)
     difference = between - within
@@ -207,3 +206,8 @@ def agreement_by_group(
         "difference": float(difference) if np.isfinite(difference) else None,
         "p": p,
     }
+
+
+def _agreeing(weight: Floats, differing: Floats, chosen: NDArray[np.bool_]) -> float | None:
+    total = float(weight[chosen].sum())
+    return 1 - float(differing[chosen].sum()) / total if total > 0 else None
