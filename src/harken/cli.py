@@ -132,6 +132,8 @@ collect_app.command(
     epilog=examples(
         "harken collect agreement --store sqlite:///f.db",
         "harken collect agreement --store sqlite:///f.db --json",
+        "harken collect agreement --store sqlite:///f.db \\",
+        "    --gold gold.jsonl --groups groups.json",
     )
 )(agreement)
 app.add_typer(data_app, name="data")
@@ -153,6 +155,8 @@ app.command(
         "harken preferences out/export --out pairs.jsonl",
         "harken preferences out/export --out pairs.jsonl \\",
         "    --set min_difference=1 --set max_pairs=5000",
+        "harken preferences out/export --out pairs.jsonl \\",
+        "    --set resolve.kind=reliability --set ties=keep",
     )
 )(preferences)
 app.command(

@@ -21,6 +21,7 @@ from harken.cli_common import (
     table,
 )
 from harken.cli_data import AcceptOption, TextsOption, Ties, TiesOption, write_entries
+from harken.cli_votes import votes_text
 
 if TYPE_CHECKING:
     from harken.feedback.exchange.read import Data
@@ -116,7 +117,7 @@ def _export_format(
     from harken.feedback.exchange.own import entries_of
 
     entries = list(entries_of(opened.prompts(), opened.completions(), opened.judgments()))
-    info = {"source": opened.path.name}
+    info = {"source": opened.name}
     write_entries(entries, out, format, texts=texts, ties=ties, accept_loss=accept_loss, info=info)
 
 
@@ -145,22 +146,67 @@ def agreement(
     axis: Annotated[
         str | None, typer.Option("--axis", metavar="NAME", help="Rating axis, where there are several.")
     ] = None,
+    gold: Annotated[
+        Path | None,
+        typer.Option("--gold", metavar="F", help="Judgments known to be right, as records: each judge is measured."),
+    ] = None,
+    groups: Annotated[
+        Path | None,
+        typer.Option("--groups", metavar="F", help='JSON, judge to group, as in {"ann": "students"}: groups of 5 on.'),
+    ] = None,
+    probes: Annotated[
+        Path | None,
+        typer.Option("--probes", metavar="F", help="Pairs with a known right answer (docs/quality.md), as JSON Lines."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure how far the judges agree in their ratings.
+    """Measure how far the judges agree, who is unlike the others, and what sways them.
 
-    Krippendorff's alpha is 1 for perfect agreement and 0 for chance. The correlation is between the mean ratings of two
-    random halves of the judges.
+    Krippendorff's alpha is 1 for perfect agreement and 0 for chance. Of comparisons and rankings also: a row for each
+    judge, whether the side shown first or the longer text wins, and how the judges do on gold answers and probes. Of
+    ratings also: the correlation between the mean ratings of two random halves of the judges.
     """
+    from harken.errors import DataError
     from harken.feedback.store import FeedbackStore
     from harken.preferences.quality import agreement_report
+    from harken.preferences.votes_report import votes_report
 
+    given = _read_given(gold, groups, probes)
     with FeedbackStore.open(store, create=False) as opened:
-        found = agreement_report(opened.judgments(), opened.completions(), axis=axis)
+        kinds = set(opened.status().judgments_by_answer)
+        found: dict[str, Any] = {}
+        if "rating" in kinds:
+            found = agreement_report(opened.judgments(), opened.completions(), axis=axis)
+        if votes := votes_report(opened.judgments(), opened.completions(), **given):
+            found["votes"] = votes
+    if not found:
+        raise DataError(f"{store}: no ratings, comparisons or rankings to measure; found {', '.join(sorted(kinds))}")
     if as_json:
         show_json(found)
         return
-    show(_agreement_table(found))
+    if "axis" in found:
+        show(_agreement_table(found))
+    if votes:
+        show(votes_text(votes))
+
+
+def _read_given(gold: Path | None, groups: Path | None, probes: Path | None) -> dict[str, Any]:
+    """Return what the options of `agreement` name, read and checked."""
+    from harken.artifacts import read_json, read_records
+    from harken.errors import DataError
+    from harken.preferences.probes import Probe
+    from harken.records import Judgment
+
+    group_of = None if groups is None else read_json(groups)
+    if group_of is not None and not (
+        isinstance(group_of, dict) and all(isinstance(value, str) for value in group_of.values())
+    ):
+        raise DataError(f'{groups}: expected a JSON object of judges to groups, as in {{"ann": "students"}}')
+    return {
+        "gold": None if gold is None else read_records(gold, Judgment),
+        "groups": group_of,
+        "probes": None if probes is None else read_records(probes, Probe),
+    }
 
 
 def _agreement_table(found: dict[str, Any]) -> str:

@@ -289,6 +289,8 @@ class PreferencePair(Record):
     judgment_ids: tuple[str, ...] = ()
     difference: float | None = None
     """Difference of mean ratings (chosen minus rejected), where the pair comes from ratings."""
+    margin: Annotated[float, Field(ge=0)] | None = None
+    """Logits by which a reward model's score of the chosen side should lead; None: by strength (`reward.margins`)."""
 
     @model_validator(mode="after")
     def _sides_differ(self) -> Self:

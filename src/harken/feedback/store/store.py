@@ -57,6 +57,11 @@ class FeedbackStore:
             raise DataError(f"{self.database.name}: a PostgreSQL store has no file; use PostgreSQL's own tools")
         return self.database.file
 
+    @property
+    def name(self) -> str:
+        """The name of the store's file or database, without its place and user."""
+        return Path(self.database.engine.url.database or "").name
+
     @classmethod
     def open(cls, url: str, *, create: bool = True) -> Self:
         """Open a store, and make it first if there is none.
