@@ -64,7 +64,9 @@ def entries(draw: st.DrawFn, kind: str) -> Entry:
     """One prompt, its completions, and one or two judgments of one kind."""
     roles = draw(st.sampled_from([("user",), ("user", "assistant", "user"), ("system", "user"), ("assistant",)]))
     prompt = make_prompt([message(role, draw(SAID)) for role in roles])
-    number = {"many": 3, "ranking": 3, "demonstration": 0, "steps": 1, "label": 1, "rating": 1, "abstention": 1}.get(kind, 2)
+    number = {"many": 3, "ranking": 3, "demonstration": 0, "steps": 1, "label": 1, "rating": 1, "abstention": 1}.get(
+        kind, 2
+    )
     number = draw(st.integers(1, 2)) if kind in ("spans", "correction", "critique") else number
     texts = (
         ["one step\nanother"]

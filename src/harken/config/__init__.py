@@ -83,7 +83,7 @@ __all__ = [
     "OrderedLogitConfig",
     "OrpoConfig",
     "OrpoLossConfig",
-     "OwnSamplerConfig",
+    "OwnSamplerConfig",
     "PlackettLuceConfig",
     "PpoConfig",
     "PpoLossConfig",

@@ -68,9 +68,9 @@ def counting(judgments: Iterable[Judgment]) -> list[Judgment]:
 def read_votes(judgments: Iterable[Judgment], *, both_bad: BothBad = "tie", rankings: bool = True) -> Votes:
     """Collect the votes of comparisons and rankings; superseded judgments and other kinds of answer do not count.
 
-    `unsure`, `skip` and abstentions are no votes. A win among more than two completions is a vote against each of the others. A
-    ranking of k completions is a vote on each of its k (k - 1) / 2 pairs; equal ranks are ties. The votes of one
-    judgment share its weight.
+    `unsure`, `skip` and abstentions are no votes, but counted. A win among more than two completions is a vote against
+    each of the others. A ranking of k completions is a vote on each of its k (k - 1) / 2 pairs; equal ranks are ties.
+    The votes of one judgment share its weight.
 
     Args:
         judgments: in any order; read once.
