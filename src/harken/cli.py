@@ -26,7 +26,7 @@ from harken.errors import HarkenError
 INTERRUPTED = 130
 """What typer returns after Ctrl-C."""
 
-EXTRAS = {"sqlalchemy": "collect", "matplotlib": "report", "vaderSentiment": "demo"}
+EXTRAS = {"sqlalchemy": "collect", "phonenumbers": "collect", "presidio_analyzer": "pii", "matplotlib": "report", "vaderSentiment": "demo"}
 """Optional package -> the extra that brings it."""
 
 ORDER = ("demo", "run", "init", "generate", "collect")
