@@ -150,7 +150,9 @@ _TOKENS = r"""(?<![\w-])(?:
   | SG\.[\w-]{16,32}\.[\w-]{30,64} | npm_[A-Za-z0-9]{36} | \d{8,10}:AA[\w-]{33}
   | eyJ[\w-]{8,2000}\.eyJ[\w-]{4,4000}\.[\w-]{8,1000}
 )(?![\w-])"""
-_PRIVATE_KEY = r"-----BEGIN\ (?:[A-Z]+\ ){0,3}PRIVATE\ KEY-----(?s:.{0,8000}?)-----END\ (?:[A-Z]+\ ){0,3}PRIVATE\ KEY-----"
+_PRIVATE_KEY = (
+    r"-----BEGIN\ (?:[A-Z]+\ ){0,3}PRIVATE\ KEY-----(?s:.{0,8000}?)-----END\ (?:[A-Z]+\ ){0,3}PRIVATE\ KEY-----"
+)
 _NAMED_SECRET = r"""(?i:(?:api|access|secret|auth|private)[_-]?(?:key|token)|secret|token|passwor[dt]|passwd|pwd)
     ["']?\s{0,3}(?:[:=]|\ is\ )\s{0,3}["']?(?P<pii>[^\s"',;]{6,200})"""
 _BEARER = r"(?i)\bbearer\ {1,3}(?P<pii>[\w.~+/-]{16,2000}={0,2})"
@@ -161,22 +163,13 @@ _IPV6 = r"(?<![\w:.])(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4}(?![\w:])"
 _CREDENTIALS = r"(?<![\w+.-])[A-Za-z][A-Za-z0-9+.-]{1,20}://(?P<pii>[^\s/:@]{0,64}:[^\s/@]{1,128})@"
 _QUERY_SECRET = r"""(?i)[?&](?:access_token|api_?key|auth|key|password|secret|sig|signature|token)=
     (?P<pii>[^&\s\#"'<>]{8,500})"""
-_IBAN = r"(?<![A-Za-z0-9])[A-Za-z]{2}\d{2}(?:[ -]?[A-Za-z0-9]{4}){2,7}(?:[ -]?[A-Za-z0-9]{1,3})?(?![A-Za-z0-9])"
+_IBAN = re.compile(
+    r"(?<![A-Za-z0-9])[A-Za-z]{2}\d{2}(?:[ -]?[A-Za-z0-9]{4}){2,7}(?:[ -]?[A-Za-z0-9]{1,3})?(?![A-Za-z0-9])"
+)
 _CARD = r"(?<![\w.+-])\d(?:[ -]?\d){12,18}(?![\w-])"
 # No part of a longer run of digit groups.
 _ALONE = r"(?<![\w.+-])(?<!\d[ -])"
 _ENDED = r"(?![\w-])(?! \d)"
-
-
-def _ibans(text: str) -> Iterator[Finding]:
-    # The number ends where its country says; a word of letters behind it could be taken for its last group.
-    for match in re.finditer(_IBAN, text):
-        whole = match.group()
-        for end in range(len(whole), 14, -1):
-            if whole[end - 1] not in " -" and not whole[end : end + 1].isalnum():
-                if check_digits.is_iban(re.sub(r"[ -]", "", whole[:end])):
-                    yield Finding(match.start(), match.start() + end, "iban")
-                    break
 
 
 class Iban:
@@ -184,7 +177,14 @@ class Iban:
 
     def find(self, text: str) -> Iterator[Finding]:
         """Yield IBANs whose length and check digits fit their country."""
-        return _ibans(text)
+        for match in _IBAN.finditer(text):
+            whole = match.group()
+            # The number ends where its country says; a word behind it may look like its last group.
+            for end in range(len(whole), 14, -1):
+                is_whole_group = whole[end - 1] not in " -" and not whole[end : end + 1].isalnum()
+                if is_whole_group and check_digits.is_iban(re.sub(r"[ -]", "", whole[:end])):
+                    yield Finding(match.start(), match.start() + end, "iban")
+                    break
 
 
 def _accept_named_us(match: re.Match[str]) -> bool:
@@ -220,7 +220,9 @@ def built_in(regions: Sequence[str] = REGIONS) -> tuple[Detector, ...]:
         Pattern("in_aadhaar", re.compile(rf"{_ALONE}[2-9]\d{{3}}([ -]?)\d{{4}}\1\d{{4}}{_ENDED}"), _IN),
         Pattern("us_ssn", re.compile(rf"{_ALONE}\d{{3}}([ -]?)\d\d\1\d{{4}}{_ENDED}"), _accept_named_us),
         Pattern("uk_nino", re.compile(r"(?<!\w)[A-Za-z]{2} ?\d\d ?\d\d ?\d\d ?[A-Da-d](?!\w)"), _UK),
-        Pattern("es_dni", re.compile(r"(?<!\w)(?:\d{2}\.?\d{3}\.?\d{3}|[XYZxyz]-?\d{7})[ -]?[A-Za-z](?!\w)"), _accept_dni),
+        Pattern(
+            "es_dni", re.compile(r"(?<!\w)(?:\d{2}\.?\d{3}\.?\d{3}|[XYZxyz]-?\d{7})[ -]?[A-Za-z](?!\w)"), _accept_dni
+        ),
         Pattern("ip", re.compile(_IPV4), _is_ip),
         Pattern("ip", re.compile(_IPV6), _is_ip),
         Phone(regions),

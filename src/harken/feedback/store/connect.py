@@ -11,7 +11,8 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DatabaseError
 
 from harken.errors import DataError, StorageError
-from harken.feedback.store.tables import STORE_VERSION, metadata, store_info
+from harken.feedback.store.people_tables import metadata
+from harken.feedback.store.tables import STORE_VERSION, store_info
 
 _BUSY_TIMEOUT_MS = 5000
 _WRITE = "harken_write"
@@ -122,6 +123,8 @@ def _make_or_check(engine: Engine, path: Path) -> None:
             )
         query = select(store_info.c.value).where(store_info.c.key == "version")
         found = connection.execute(query).scalar_one_or_none()
+        if found == STORE_VERSION:
+            metadata.create_all(connection)  # tables that came later; those that are there stay as they are
     if found != STORE_VERSION:
         raise DataError(
             f"{path}: a store of version {found}, this Harken reads version {STORE_VERSION}; "

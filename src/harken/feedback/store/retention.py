@@ -1,0 +1,57 @@
+"""The retention job: what is no longer needed is deleted after so many days."""
+
+import datetime
+from collections.abc import Mapping
+
+from sqlalchemy import Connection, MetaData, Table, delete
+
+from harken.errors import UsageError
+from harken.feedback.store.audit import record
+from harken.feedback.store.tables import metadata
+
+
+def retention_kinds(tables: MetaData = metadata) -> dict[str, list[Table]]:
+    """Return what can expire: kind -> tables (see `people_tables.expires`)."""
+    kinds: dict[str, list[Table]] = {}
+    for table in tables.sorted_tables:
+        if "expires" in table.info:
+            kinds.setdefault(table.info["expires"][0], []).append(table)
+    return kinds
+
+
+def delete_expired(
+    connection: Connection,
+    days: Mapping[str, float],
+    now: datetime.datetime,
+    *,
+    actor: str,
+    tables: MetaData = metadata,
+) -> dict[str, int]:
+    """Delete rows that are older than their kind may become; return kind -> number deleted.
+
+    Judgments, consents and the audit log never expire.
+
+    Args:
+        connection: in a write transaction.
+        days: kind -> age in days.
+        now: with a time zone.
+        actor: for the audit log.
+        tables: where to look.
+
+    Raises:
+        UsageError: a kind that no table has, or an age below 0.
+    """
+    kinds = retention_kinds(tables)
+    if unknown := sorted(set(days) - set(kinds)):
+        raise UsageError(f"nothing of the kind {unknown[0]!r} expires; there are: {', '.join(sorted(kinds)) or 'none'}")
+    deleted: dict[str, int] = {}
+    for kind, age in days.items():
+        if age < 0:
+            raise UsageError(f"{kind}: {age} days; expected 0 or more")
+        limit = (now.astimezone(datetime.UTC) - datetime.timedelta(days=age)).isoformat(timespec="seconds")
+        deleted[kind] = sum(
+            connection.execute(delete(table).where(table.c[table.info["expires"][1]] < limit)).rowcount
+            for table in reversed(kinds[kind])
+        )
+    record(connection, "retention", actor, dict(deleted))
+    return deleted
