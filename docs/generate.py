@@ -36,6 +36,7 @@ STAGES: dict[str, type[config.Config]] = {
     "`harken generate`": config.GenerateConfig,
     "`harken evaluate`": config.EvaluateConfig,
     "`harken preferences`": config.PreferencesConfig,
+    "`harken report --datasheet`": config.DisclosureConfig,
 }
 """Heading -> class; the classes they hold get their own sections below."""
 

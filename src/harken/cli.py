@@ -20,13 +20,29 @@ from harken.cli_collect import agreement, export, import_feedback, status
 from harken.cli_common import examples
 from harken.cli_doctor import doctor
 from harken.cli_loop import demo, init, report, run
+from harken.cli_people import (
+    consent,
+    demographics,
+    erase_person,
+    retain,
+    rotate_key,
+    self_export,
+    verify_audit,
+    withdraw,
+)
 from harken.cli_stages import dpo, evaluate, generate, ppo, preferences, reward, score, sft
 from harken.errors import HarkenError
 
 INTERRUPTED = 130
 """What typer returns after Ctrl-C."""
 
-EXTRAS = {"sqlalchemy": "collect", "phonenumbers": "collect", "presidio_analyzer": "pii", "matplotlib": "report", "vaderSentiment": "demo"}
+EXTRAS = {
+    "sqlalchemy": "collect",
+    "phonenumbers": "collect",
+    "presidio_analyzer": "pii",
+    "matplotlib": "report",
+    "vaderSentiment": "demo",
+}
 """Optional package -> the extra that brings it."""
 
 ORDER = ("demo", "run", "init", "generate", "collect")
@@ -92,9 +108,17 @@ collect_app.command(
         "harken collect import --store sqlite:///f.db reviews:movie",
         "harken collect import --store sqlite:///f.db \\",
         "    --format harken out/export",
+        "harken collect import --store sqlite:///f.db --redact \\",
+        "    --license 'CC BY 4.0' --format harken out/export",
     ),
 )(import_feedback)
-collect_app.command(epilog=examples("harken collect export --store sqlite:///f.db --out out/export"))(export)
+collect_app.command(
+    epilog=examples(
+        "harken collect export --store sqlite:///f.db --out out/export",
+        "harken collect export --store sqlite:///f.db --out out/public \\",
+        "    --scope public",
+    )
+)(export)
 collect_app.command(epilog=examples("harken collect status --store sqlite:///f.db"))(status)
 collect_app.command(
     epilog=examples(
@@ -102,6 +126,35 @@ collect_app.command(
         "harken collect agreement --store sqlite:///f.db --json",
     )
 )(agreement)
+collect_app.command(epilog=examples("harken collect consent --store sqlite:///f.db --version 1 consent.txt"))(consent)
+collect_app.command(epilog=examples("harken collect demographics --store sqlite:///f.db people.jsonl"))(demographics)
+collect_app.command(
+    epilog=examples(
+        "harken collect withdraw --store sqlite:///f.db --person p17",
+        "harken collect withdraw --store sqlite:///f.db --person p17 \\",
+        "    --purpose demographics",
+    )
+)(withdraw)
+collect_app.command(
+    "self-export", epilog=examples("harken collect self-export --store sqlite:///f.db --person p17 --out p17.json")
+)(self_export)
+collect_app.command(
+    "erase-person",
+    epilog=examples(
+        "harken collect erase-person --store sqlite:///f.db --person p17",
+        "harken collect erase-person --store sqlite:///f.db --person p17 \\",
+        "    --judgments anonymize --runs out --yes",
+    ),
+)(erase_person)
+collect_app.command(epilog=examples("harken collect retain --store sqlite:///f.db --keep drafts=30"))(retain)
+collect_app.command("rotate-key", epilog=examples("harken collect rotate-key --store sqlite:///f.db"))(rotate_key)
+collect_app.command(
+    "verify-audit",
+    epilog=examples(
+        "harken collect verify-audit --store sqlite:///f.db",
+        "harken collect verify-audit --store sqlite:///f.db --entries",
+    ),
+)(verify_audit)
 app.command(
     epilog=examples(
         "harken preferences out/export --out pairs.jsonl",
@@ -150,7 +203,13 @@ app.command(
         "    --out out/evaluate",
     )
 )(evaluate)
-app.command(epilog=examples("harken report out/demo --out report.html"))(report)
+app.command(
+    epilog=examples(
+        "harken report out/demo --out report.html",
+        "harken report out/demo --datasheet --about about.toml",
+        "harken report export --datasheet --store sqlite:///f.db",
+    )
+)(report)
 app.command(
     epilog=examples(
         "harken plan --model 7B",

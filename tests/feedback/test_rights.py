@@ -344,8 +344,8 @@ def test_an_old_export_cannot_bring_a_person_back(store: FeedbackStore, tmp_path
     found = _erase(store)
     assert found.missing_exports == (str(tmp_path / "out"),)
     old = read_harken(copy)
-    added = store.add(old.prompts, old.completions, [one for one in old.judgments if shared or one.judge.id == ANN],
-                      source=old.source) if not shared else store.add([], [], old.judgments, source=old.source)
+    judgments = [one for one in old.judgments if shared or one.judge.id == ANN]
+    added = store.add(old.prompts if not shared else [], [], judgments, source=old.source)
     # Ann's two (three with the critique) are refused; Bob's come in under his pseudonym.
     assert (added.judgments, added.erased) == ((2, 2) if shared else (0, 3))
     assert ANN not in {one.judge.id for one in store.judgments(include_superseded=True)}
@@ -361,8 +361,11 @@ def test_without_the_keys_nothing_is_added_to_a_store_with_erased_people(store: 
 def test_everything_made_of_a_persons_judgments_is_named(store: FeedbackStore, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     store.export(runs / "export")
-    demo = Demonstration(id="d", prompt=Prompt(id="q", messages=(Message(role="user", content="x"),)),
-                         completion=Message(role="assistant", content="y"))
+    demo = Demonstration(
+        id="d",
+        prompt=Prompt(id="q", messages=(Message(role="user", content="x"),)),
+        completion=Message(role="assistant", content="y"),
+    )
 
     def make(name: str, kind: str, **parents: Path) -> Path:
         path = runs / f"{name}.jsonl"
@@ -416,7 +419,10 @@ def test_what_is_old_goes_and_what_is_young_stays(store: FeedbackStore) -> None:
     now = datetime.datetime(2026, 3, 31, 12, tzinfo=datetime.UTC)
     with store.writing() as connection:
         own.create_all(connection)
-        rows = [{"id": "old", "made": "2026-03-01T11:59:59+00:00"}, {"id": "young", "made": "2026-03-01T12:00:00+00:00"}]
+        rows = [
+            {"id": "old", "made": "2026-03-01T11:59:59+00:00"},
+            {"id": "young", "made": "2026-03-01T12:00:00+00:00"},
+        ]
         connection.execute(drafts.insert(), rows)
         assert delete_expired(connection, {"drafts": 30}, now, actor=ME, tables=own) == {"drafts": 1}
         assert connection.execute(select(drafts.c.id)).scalars().all() == ["young"]
@@ -450,7 +456,7 @@ def test_changing_any_entry_breaks_the_chain(store: FeedbackStore, change: str, 
     raw.execute(f"UPDATE audit SET {change} WHERE seq = {place}")
     raw.commit()
     raw.close()
-    with store.reading() as connection, pytest.raises(DataError, match=f"entry {place} .* does not follow"):
+    with store.reading() as connection, pytest.raises(DataError, match=rf"entry {place} .* does not follow"):
         audit.verify(connection)
 
 
@@ -466,7 +472,7 @@ def test_removing_an_entry_is_found_out(store: FeedbackStore, place: int, tmp_pa
     raw.commit()
     raw.close()
     # The last entry can be cut off without a trace in the log itself; a head noted elsewhere tells.
-    with store.reading() as connection, pytest.raises(DataError, match="does not follow|no entry has the hash"):
+    with store.reading() as connection, pytest.raises(DataError, match=r"does not follow|no entry has the hash"):
         audit.verify(connection, head)
 
 
@@ -486,5 +492,3 @@ def test_the_log_says_what_was_done_and_holds_no_words_and_no_names(store: Feedb
 def test_the_log_refuses_what_has_no_place_in_it(store: FeedbackStore) -> None:
     with store.writing() as connection, pytest.raises(AssertionError, match="no place in the audit log"):
         audit.record(connection, "login", ME, {"password": "x"})
-
-

@@ -24,7 +24,10 @@ def _tables(num_values: int, most_people: int) -> Iterator[dict[str, int]]:
             yield dict(zip(NAMES, cells, strict=False))
 
 
-@pytest.mark.parametrize(("k", "num_values", "most_people"), [(2, 3, 12), (2, 4, 10), (3, 3, 20), (3, 4, 16), (5, 2, 40), (5, 3, 30), (5, 4, 24)])
+@pytest.mark.parametrize(
+    ("k", "num_values", "most_people"),
+    [(2, 3, 12), (2, 4, 10), (3, 3, 20), (3, 4, 16), (5, 2, 40), (5, 3, 30), (5, 4, 24)],
+)
 def test_no_small_count_can_be_solved_for(k: int, num_values: int, most_people: int) -> None:
     # Every table there is up to a size; those that publish the same (total included) cannot be told apart, even by
     # someone who knows the program.

@@ -1,6 +1,7 @@
 """One frozen config per stage; an unknown key is an error that names the nearest valid one."""
 
 from harken.config.base import Config, apply_overrides, build, differences, field_paths, load
+from harken.config.disclosure import DisclosureConfig, PayConfig
 from harken.config.evaluate import EvaluateConfig, GenerateConfig
 from harken.config.ppo import AdaptiveKl, FixedKl, PpoConfig, PpoLossConfig, ScoreConfig
 from harken.config.preference import DpoConfig, DpoLossConfig
@@ -31,6 +32,7 @@ __all__ = [
     "CollectConfig",
     "ComputeConfig",
     "Config",
+    "DisclosureConfig",
     "DpoConfig",
     "DpoLossConfig",
     "EvaluateConfig",
@@ -40,6 +42,7 @@ __all__ = [
     "LoraConfig",
     "OptimizerConfig",
     "OwnSamplerConfig",
+    "PayConfig",
     "PpoConfig",
     "PpoLossConfig",
     "PreferencesConfig",

@@ -1,9 +1,14 @@
 """What an importer hands over: records, where they came from, and what to know about them."""
 
+import dataclasses
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Self
 
 from harken.records import Completion, Judgment, Prompt
+
+LICENSE_NOTE = "license: "
+"""Begins the note by which an import carries its license."""
 
 
 @dataclass(frozen=True)
@@ -31,3 +36,8 @@ class Imported:
     def notes(self) -> tuple[str, ...]:
         """What was odd or is missing in the data, one sentence each."""
         return self.source.notes
+
+    def with_note(self, note: str) -> Self:
+        """Return the same import with one more thing to know about it."""
+        source = dataclasses.replace(self.source, notes=(*self.source.notes, note))
+        return dataclasses.replace(self, source=source)

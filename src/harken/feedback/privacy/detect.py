@@ -12,6 +12,7 @@ from typing import Protocol
 
 import phonenumbers
 
+from harken.errors import UsageError
 from harken.feedback.privacy import check_digits
 
 REGIONS = ("US", "GB", "DE", "FR", "ES", "IN", "BR")
@@ -77,7 +78,7 @@ _PHONE_WORD = re.compile(r"(?i)\b(?:phone|tel|call|mobile|cell|fax|whatsapp|text
 def _is_written_as_phone(text: str, start: int, raw: str) -> bool:
     """Return True for a number in groups, or after a word such as `phone`: a bare run of digits may be anything."""
     groups = re.findall(r"\d+", raw)
-    if len(groups) >= 3 or raw.startswith(("(", "0")) and len(groups) == 2:
+    if len(groups) >= 3 or (raw.startswith(("(", "0")) and len(groups) == 2):
         is_date = re.fullmatch(r"\d{1,4}([./-])\d{1,2}\1\d{1,4}", raw)
         return not is_date and max(map(len, groups)) > 1
     return bool(_PHONE_WORD.search(text[max(0, start - 25) : start]))
@@ -108,7 +109,24 @@ def _grouped_or_named(check: Callable[[str], bool], words: str) -> Callable[[re.
     return accept
 
 
-_FILE_ENDINGS = frozenset("png jpg jpeg gif svg webp pdf txt md py js ts css html json yaml yml".split())
+_FILE_ENDINGS = (
+    "png",
+    "jpg",
+    "jpeg",
+    "gif",
+    "svg",
+    "webp",
+    "pdf",
+    "txt",
+    "md",
+    "py",
+    "js",
+    "ts",
+    "css",
+    "html",
+    "json",
+    "yml",
+)
 
 
 def _is_mail(match: re.Match[str]) -> bool:
@@ -252,6 +270,18 @@ KINDS = (
     "phone",
 )
 """What the built-in detectors find."""
+
+
+def chosen_regions(text: str) -> tuple[str, ...]:
+    """Return the countries in `US,DE`; the default ones of an empty text.
+
+    Raises:
+        UsageError: no such country.
+    """
+    regions = tuple(part.strip().upper() for part in text.split(",") if part.strip()) or REGIONS
+    if unknown := sorted(set(regions) - phonenumbers.SUPPORTED_REGIONS):
+        raise UsageError(f"--regions: no country {unknown[0]!r}; expected two letters each, such as US,DE")
+    return regions
 
 
 def find_all(text: str, detectors: Sequence[Detector]) -> list[Finding]:

@@ -175,5 +175,5 @@ def redact_imported(imported: Imported, detectors: Sequence[Detector]) -> Import
         prompts=Mapped(imported.prompts, counted.prompt),
         completions=Mapped(imported.completions, counted.completion),
         judgments=Mapped(imported.judgments, counted.judgment),
-        source=dataclasses.replace(imported.source, notes=(*imported.source.notes, note)),
-    )
+        source=imported.source,
+    ).with_note(note)

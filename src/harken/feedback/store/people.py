@@ -35,6 +35,13 @@ class ConsentText(Record):
     sha256: str
 
 
+class Attributes(Record):
+    """What one person said of themselves."""
+
+    person: str
+    values: dict[str, str]
+
+
 def publish_consent_text(
     connection: Connection, purpose: Purpose, version: str, text: str, *, actor: str, locale: str = "en"
 ) -> ConsentText:

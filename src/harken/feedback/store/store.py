@@ -23,7 +23,7 @@ from harken.feedback.store.connect import database_errors, open_engine, path_of,
 from harken.feedback.store.erase import Erasing, Erasure, clean_exports, erase_rows, plan, rewrite_database, scan
 from harken.feedback.store.people_tables import exports, tombstones
 from harken.feedback.store.sharing import SharedBodies, Sharing, withdrawn_judgments, without_links
-from harken.feedback.store.status import StoreStatus, read_imports, read_status
+from harken.feedback.store.status import ImportSummary, StoreStatus, read_imports, read_status
 from harken.records import Completion, Judgment, Prompt, Record
 
 _READ_CHUNK = 2000
@@ -165,6 +165,11 @@ class FeedbackStore:
         """Count what the store holds."""
         with database_errors(self.path), self._engine.connect() as connection:
             return read_status(connection)
+
+    def imports(self) -> list[ImportSummary]:
+        """Return all imports, oldest first."""
+        with self.reading() as connection:
+            return read_imports(connection)
 
     def export(self, folder: Path, sharing: Sharing | None = None) -> Manifest:
         """Write everything, superseded judgments included, as hashed records that training reads.
