@@ -2,7 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 
-from presidio_analyzer import PatternRecognizer, predefined_recognizers
+from presidio_analyzer import (  # pyright: ignore[reportMissingImports]
+    PatternRecognizer,  # pyright: ignore[reportUnknownVariableType]
+    predefined_recognizers,  # pyright: ignore[reportUnknownVariableType]
+)
 
 from harken.feedback.privacy.detect import Detector, Finding, built_in
 

@@ -39,8 +39,9 @@ def group_table(attribute: str, counts: Mapping[str, int], k: int = DEFAULT_K) -
 
     Values of fewer than k people are withheld, those of nobody too: that nobody is there says something of everybody.
     Then the smallest of the other values is withheld too, with all values of the same size: without it the withheld
-    counts could be solved for wherever all of them are as large as they may be (k - 1), or one stands alone. Whoever knows
-    this rule, the total and all published counts cannot work out any withheld count below k; the test tries all tables.
+    counts could be solved for wherever one stands alone, or all of them are as large as they may be (k - 1). Whoever
+    knows this rule, the total and all published counts cannot work out any withheld count below k; the test tries all
+    tables up to a size.
 
     Args:
         attribute: what people were asked.
