@@ -43,6 +43,7 @@ STAGES: dict[str, type[config.Config]] = {
     "`harken evaluate`": config.EvaluateConfig,
     "`harken preferences`": config.PreferencesConfig,
     "`harken collect tasks`": config.ProjectConfig,
+    "`harken report --datasheet`": config.DisclosureConfig,
 }
 """Heading -> class; the classes they hold get their own sections below."""
 

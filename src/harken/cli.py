@@ -21,6 +21,16 @@ from harken.cli_common import examples
 from harken.cli_data import check, convert
 from harken.cli_doctor import doctor
 from harken.cli_loop import demo, init, report, run
+from harken.cli_people import (
+    consent,
+    demographics,
+    erase_person,
+    retain,
+    rotate_key,
+    self_export,
+    verify_audit,
+    withdraw,
+)
 from harken.cli_preference import cpo, dpo, ipo, kto, online_dpo, orpo, simpo
 from harken.cli_stages import evaluate, generate, ppo, preferences, reward, score, sft
 from harken.cli_tasks import tasks
@@ -32,6 +42,8 @@ INTERRUPTED = 130
 
 EXTRAS = {
     **dict.fromkeys(("sqlalchemy", "alembic", "argon2", "fastapi", "uvicorn", "nh3", "markdown_it"), "collect"),
+    "phonenumbers": "collect",
+    "presidio_analyzer": "pii",
     "psycopg": "postgres",
     "pyarrow": "parquet",
     "datasets": "hub",
@@ -110,6 +122,8 @@ collect_app.command(
         "harken collect import --store sqlite:///f.db out/export",
         "harken collect import --store sqlite:///f.db --format csv \\",
         "    --map completion_a=first --map completion_b=second votes.csv",
+        "harken collect import --store sqlite:///f.db --redact \\",
+        "    --license 'CC BY 4.0' out/export",
     ),
 )(import_feedback)
 collect_app.command(
@@ -123,6 +137,8 @@ collect_app.command(
 collect_app.command(
     epilog=examples(
         "harken collect export --store sqlite:///f.db --out out/export",
+        "harken collect export --store sqlite:///f.db --out out/public \\",
+        "    --scope public",
         "harken collect export --store sqlite:///f.db \\",
         "    --format trl-preference --out pairs.jsonl --accept-loss",
     )
@@ -136,6 +152,35 @@ collect_app.command(
         "    --gold gold.jsonl --groups groups.json",
     )
 )(agreement)
+collect_app.command(epilog=examples("harken collect consent --store sqlite:///f.db --version 1 consent.txt"))(consent)
+collect_app.command(epilog=examples("harken collect demographics --store sqlite:///f.db people.jsonl"))(demographics)
+collect_app.command(
+    epilog=examples(
+        "harken collect withdraw --store sqlite:///f.db --person p17",
+        "harken collect withdraw --store sqlite:///f.db --person p17 \\",
+        "    --purpose demographics",
+    )
+)(withdraw)
+collect_app.command(
+    "self-export", epilog=examples("harken collect self-export --store sqlite:///f.db --person p17 --out p17.json")
+)(self_export)
+collect_app.command(
+    "erase-person",
+    epilog=examples(
+        "harken collect erase-person --store sqlite:///f.db --person p17",
+        "harken collect erase-person --store sqlite:///f.db --person p17 \\",
+        "    --judgments anonymize --runs out --yes",
+    ),
+)(erase_person)
+collect_app.command(epilog=examples("harken collect retain --store sqlite:///f.db --keep drafts=30"))(retain)
+collect_app.command("rotate-key", epilog=examples("harken collect rotate-key --store sqlite:///f.db"))(rotate_key)
+collect_app.command(
+    "verify-audit",
+    epilog=examples(
+        "harken collect verify-audit --store sqlite:///f.db",
+        "harken collect verify-audit --store sqlite:///f.db --entries",
+    ),
+)(verify_audit)
 app.add_typer(data_app, name="data")
 data_app.command(
     epilog=examples(
@@ -240,7 +285,13 @@ app.command(
         "    --address https://label.example.org",
     )
 )(ui)
-app.command(epilog=examples("harken report out/demo --out report.html"))(report)
+app.command(
+    epilog=examples(
+        "harken report out/demo --out report.html",
+        "harken report out/demo --datasheet --about about.toml",
+        "harken report export --datasheet --store sqlite:///f.db",
+    )
+)(report)
 app.command(
     epilog=examples(
         "harken plan --model 7B",

@@ -1,6 +1,7 @@
 """One frozen config per stage; an unknown key is an error that names the nearest valid one."""
 
 from harken.config.base import Config, apply_overrides, build, differences, field_paths, load
+from harken.config.disclosure import DisclosureConfig, PayConfig
 from harken.config.evaluate import EvaluateConfig, GenerateConfig
 from harken.config.ppo import AdaptiveKl, FixedKl, PpoConfig, PpoLossConfig, ScoreConfig
 from harken.config.preference import (
@@ -64,6 +65,7 @@ __all__ = [
     "CpoConfig",
     "CpoLossConfig",
     "DawidSkeneConfig",
+    "DisclosureConfig",
     "DpoConfig",
     "DpoLossConfig",
     "EvaluateConfig",
@@ -84,6 +86,7 @@ __all__ = [
     "OrpoConfig",
     "OrpoLossConfig",
     "OwnSamplerConfig",
+    "PayConfig",
     "PlackettLuceConfig",
     "PpoConfig",
     "PpoLossConfig",

@@ -11,8 +11,9 @@ from argon2.exceptions import VerificationError
 from sqlalchemy import Connection, Row, delete, func, select, text, update
 
 from harken.errors import DataError
+from harken.feedback.store.audit import record, reference
 from harken.feedback.store.connect import Database
-from harken.feedback.store.work_tables import deeds, invitations, people, rate_counts, sessions
+from harken.feedback.store.work_tables import invitations, people, rate_counts, sessions
 
 Role = Literal["owner", "reviewer", "annotator"]
 
@@ -65,7 +66,7 @@ class Accounts:
     def invite(self, role: Role, by: Person) -> str:
         """Return the token of an invitation that one person can use within a week."""
         with self._database.writing() as connection:
-            note_deed(connection, by.id, "invite", role)
+            record(connection, "invite", reference(connection, by.id), {"role": role})
             return _invite(connection, role, by.id)
 
     def invited_role(self, token: str) -> Role | None:
@@ -103,7 +104,7 @@ class Accounts:
             connection.execute(
                 update(invitations).where(invitations.c.token_hash == token_hash(token)).values(used_by=person.id)
             )
-            note_deed(connection, person.id, "join", person.role)
+            record(connection, "join", reference(connection, person.id), {"role": person.role})
         return person
 
     def check_password(self, name: str, password: str) -> Person | None:
@@ -131,7 +132,7 @@ class Accounts:
         with self._database.writing() as connection:
             connection.execute(update(people).where(people.c.id == person.id).values(password_hash=hashed))
             connection.execute(delete(sessions).where(sessions.c.person_id == person.id))
-            note_deed(connection, person.id, "password", person.id)
+            record(connection, "password", reference(connection, person.id), {})
 
     def log_in(self, person: Person) -> str:
         """Start a session and return its token; sessions that are too old are swept out."""
@@ -146,7 +147,7 @@ class Accounts:
             connection.execute(
                 sessions.insert().values(token_hash=token_hash(token), person_id=person.id, created_at=now, seen_at=now)
             )
-            note_deed(connection, person.id, "log in", person.id)
+            record(connection, "login", reference(connection, person.id), {})
         return token
 
     def person_of_session(self, token: str) -> Person | None:
@@ -180,7 +181,7 @@ class Accounts:
         """End all sessions of a person."""
         with self._database.writing() as connection:
             connection.execute(delete(sessions).where(sessions.c.person_id == person.id))
-            note_deed(connection, person.id, "log out everywhere", person.id)
+            record(connection, "logout", reference(connection, person.id), {})
 
     def everyone(self) -> list[Person]:
         """Return all people by name."""
@@ -204,7 +205,8 @@ class Accounts:
             if connection.execute(owners).scalar_one() == 0:
                 raise DataError("no owner would be left; make somebody else an owner first")
             connection.execute(delete(sessions).where(sessions.c.person_id == person_id))
-            note_deed(connection, by.id, f"role {role}{', closed' if disabled else ''}", person_id)
+            facts = {"person": reference(connection, person_id), "role": role, "closed": int(disabled)}
+            record(connection, "role", reference(connection, by.id), facts)
 
     def count(self, name: str, window_s: int) -> tuple[int, float]:
         """Count one more of something in the present window; holds across server processes.
@@ -239,11 +241,6 @@ def hash_password(password: str) -> str:
     if not MIN_PASSWORD <= len(password) <= MAX_PASSWORD:
         raise DataError(f"a password has {MIN_PASSWORD} to {MAX_PASSWORD} characters, found {len(password)}")
     return _HASHER.hash(password)
-
-
-def note_deed(connection: Connection, person_id: str | None, action: str, subject: str) -> None:
-    """Write down who did what, without any text that people wrote."""
-    connection.execute(deeds.insert().values(at=time.time(), person_id=person_id, action=action, subject=subject))
 
 
 def _check_name(name: str) -> str:

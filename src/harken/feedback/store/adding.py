@@ -2,7 +2,7 @@
 
 import datetime
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -22,11 +22,20 @@ ItemT = TypeVar("ItemT")
 class Adding:
     """One transaction of `add`: what is known so far, and how many records were there before."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, is_erased: Callable[[str], bool] | None = None) -> None:
+        """Begin.
+
+        Args:
+            connection: in a write transaction.
+            is_erased: True for a judge whose judgments may not come back; None where nobody was erased.
+        """
         self._connection = connection
+        self._is_erased = is_erased
+        self._erased_ids: set[str] = set()
         self._known_prompts: set[str] = set()
         self._prompt_of_completion: dict[str, str] = {}
         self.num_already_there = 0
+        self.num_erased = 0
 
     def prompts(self, records: Iterable[Prompt]) -> int:
         """Insert new prompts and return their number."""
@@ -50,7 +59,7 @@ class Adding:
         """Insert new judgments and return their number."""
         count = 0
         now = utc_now()
-        for chunk in _chunks(records):
+        for chunk in _chunks(self._of_people_not_erased(records)):
             self._check_references(chunk)
             columns = {record.id: judgment_columns(record, now) for record in chunk}
             new = self._insert(tables.judgments, chunk, columns)
@@ -63,6 +72,25 @@ class Adding:
                 self._connection.execute(tables.shown.insert(), rows)
             count += len(new)
         return count
+
+    def _of_people_not_erased(self, records: Iterable[Judgment]) -> Iterable[Judgment]:
+        if self._is_erased is None:
+            return records
+        return self._filtered(records, self._is_erased)
+
+    def _filtered(self, records: Iterable[Judgment], is_erased: Callable[[str], bool]) -> Iterator[Judgment]:
+        known: dict[str, bool] = {}
+        for record in records:
+            judge = record.judge.id
+            if judge not in known:
+                known[judge] = is_erased(judge)
+            if known[judge]:
+                self.num_erased += 1
+                self._erased_ids.add(record.id)
+            elif record.supersedes in self._erased_ids:
+                yield record.model_copy(update={"supersedes": None})
+            else:
+                yield record
 
     def _insert(self, table: Table, chunk: list[RecordT], columns: Mapping[str, Mapping[str, Any]]) -> list[RecordT]:
         """Insert the records that are not there yet and return them."""

@@ -15,9 +15,9 @@ from harken.artifacts import first_problem
 from harken.config.project import ProjectConfig
 from harken.errors import DataError
 from harken.feedback.source import ImportSource
-from harken.feedback.store import tables
-from harken.feedback.store.accounts import Person, note_deed
-from harken.feedback.store.adding import Adding, utc_now
+from harken.feedback.store.accounts import Person
+from harken.feedback.store.adding import Adding
+from harken.feedback.store.audit import COMMAND_LINE, record, record_import, reference
 from harken.feedback.store.connect import Database
 from harken.feedback.store.work_tables import guidelines, leases, members, people, projects, slots, tasks
 from harken.feedback.tasks import TaskLine
@@ -100,7 +100,7 @@ class Projects:
                     created_at=time.time(),
                 )
             )
-            note_deed(connection, by.id if by else None, "make project", project_id)
+            record(connection, "project", _actor(connection, by), {"project": project_id, "change": "made"})
             if guideline.strip():
                 _add_guideline(connection, project_id, guideline, by)
         return self.get(project_id)
@@ -137,7 +137,8 @@ class Projects:
         """Open a project for work, or close it."""
         with self._database.writing() as connection:
             connection.execute(update(projects).where(projects.c.id == project_id).values(is_open=is_open))
-            note_deed(connection, by.id, "open project" if is_open else "close project", project_id)
+            facts = {"project": project_id, "change": "opened" if is_open else "closed"}
+            record(connection, "project", _actor(connection, by), facts)
 
     def set_member(self, project_id: str, member: Member, by: Person) -> None:
         """Give a person a share in a project, or change it."""
@@ -150,7 +151,8 @@ class Projects:
         with self._database.writing(alone=True) as connection:
             if connection.execute(update(members).where(key).values(**values)).rowcount == 0:
                 connection.execute(members.insert().values(project_id=project_id, person_id=member.person_id, **values))
-            note_deed(connection, by.id, "member", f"{project_id} {member.person_id}")
+            facts = {"project": project_id, "person": reference(connection, member.person_id)}
+            record(connection, "member", _actor(connection, by), facts)
 
     def add_tasks(self, project_id: str, lines: Sequence[TaskLine], source: ImportSource) -> tuple[int, int]:
         """Add tasks with their prompts and completions in one transaction: all of them, or none.
@@ -166,19 +168,7 @@ class Projects:
             num_prompts = adding.prompts(line.prompt for line in lines)
             num_completions = adding.completions(one for line in lines for one in line.completions)
             num_tasks = _add_tasks(connection, project, lines)
-            connection.execute(
-                tables.imports.insert().values(
-                    created_at=utc_now(),
-                    format=source.format,
-                    name=source.name,
-                    sha256=source.sha256,
-                    num_prompts=num_prompts,
-                    num_completions=num_completions,
-                    num_judgments=0,
-                    num_already_there=adding.num_already_there,
-                    notes=json.dumps(source.notes, ensure_ascii=False),
-                )
-            )
+            record_import(connection, source, adding, num_prompts=num_prompts, num_completions=num_completions)
         return num_tasks, len(lines) - num_tasks
 
     def progress(self, project_id: str) -> Progress:
@@ -188,6 +178,7 @@ class Projects:
             states = {row[0]: row[1] for row in connection.execute(by_state.group_by(slots.c.state))}
             num_tasks = connection.execute(select(func.count()).where(tasks.c.project_id == project_id)).scalar_one()
             held = select(slots.c.lease_id).where(slots.c.project_id == project_id, slots.c.state == "done")
+            held = held.where(slots.c.lease_id.is_not(None))  # None: of somebody who was erased
             answered = leases.c.judgment_id.is_not(None) & leases.c.skipped.is_(False)
             surplus = answered & leases.c.id.not_in(held)
             counts = connection.execute(
@@ -259,13 +250,16 @@ def read_project(connection: Connection, project_id: str) -> Project:
 def _add_guideline(connection: Connection, project_id: str, text: str, by: Person | None) -> None:
     query = select(func.coalesce(func.max(guidelines.c.version), 0)).where(guidelines.c.project_id == project_id)
     version = connection.execute(query).scalar_one() + 1
-    who = by.id if by else None
     connection.execute(
         guidelines.insert().values(
-            project_id=project_id, version=version, text=text, created_at=time.time(), created_by=who
+            project_id=project_id, version=version, text=text, created_at=time.time(), created_by=by.id if by else None
         )
     )
-    note_deed(connection, who, f"guideline {version}", project_id)
+    record(connection, "guideline", _actor(connection, by), {"project": project_id, "version": version})
+
+
+def _actor(connection: Connection, by: Person | None) -> str:
+    return reference(connection, by.id) if by else COMMAND_LINE
 
 
 def _add_tasks(connection: Connection, project: Project, lines: Sequence[TaskLine]) -> int:

@@ -6,6 +6,8 @@ JSON type: an export must give back the same bytes. The tables are made by `migr
 test compares with these.
 """
 
+from typing import Any
+
 from sqlalchemy import Column, ForeignKey, Integer, MetaData, String, Table, Text
 
 STORE_VERSION = "1"
@@ -19,6 +21,26 @@ metadata = MetaData(
         "ck": "ck_%(table_name)s_%(constraint_name)s",
     }
 )
+
+
+PERSON: dict[str, Any] = {"person": True}
+"""`info` of a column that holds a person's id.
+
+Erasing the person deletes the row, or blanks a column that may be empty; their own copy of their data holds it.
+"""
+SECRET: dict[str, Any] = {"secret": True}
+"""`info` of a column that opens a door; in no copy of a person's data."""
+
+
+def expires(kind: str, column: str, blank: str | None = None) -> dict[str, Any]:
+    """Return the `info` of a table whose rows the retention job deletes.
+
+    Args:
+        kind: what the rows are, as the job's settings name it: `drafts`, `sessions`, ...
+        column: the time that counts: ISO 8601 in UTC, or seconds since 1970.
+        blank: the column that is emptied; None where the whole row goes.
+    """
+    return {"expires": (kind, column, blank)}
 
 
 def _sequence() -> Column[int]:

@@ -19,17 +19,17 @@ from sqlalchemy import (
     text,
 )
 
-from harken.feedback.store.tables import metadata
+from harken.feedback.store.tables import PERSON, SECRET, expires, metadata
 
 people = Table(
     "people",
     metadata,
     # Random: it is the judge id of the person's judgments, so it must say nothing about them.
-    Column("id", String, primary_key=True),
+    Column("id", String, primary_key=True, info=PERSON),
     Column("name", String, nullable=False),
     Column("folded_name", String, nullable=False, unique=True),
     Column("role", String, nullable=False),
-    Column("password_hash", String, nullable=False),
+    Column("password_hash", String, nullable=False, info=SECRET),
     Column("created_at", Float, nullable=False),
     Column("disabled_at", Float),
     CheckConstraint("role IN ('owner', 'reviewer', 'annotator')", name="role"),
@@ -38,21 +38,23 @@ people = Table(
 sessions = Table(
     "sessions",
     metadata,
-    Column("token_hash", String, primary_key=True),
-    Column("person_id", String, ForeignKey("people.id"), nullable=False, index=True),
+    Column("token_hash", String, primary_key=True, info=SECRET),
+    Column("person_id", String, ForeignKey("people.id"), nullable=False, index=True, info=PERSON),
     Column("created_at", Float, nullable=False),
     Column("seen_at", Float, nullable=False),
+    info=expires("sessions", "seen_at"),
 )
 
 invitations = Table(
     "invitations",
     metadata,
-    Column("token_hash", String, primary_key=True),
+    Column("token_hash", String, primary_key=True, info=SECRET),
     Column("role", String, nullable=False),
-    Column("created_by", String, ForeignKey("people.id")),
+    Column("created_by", String, ForeignKey("people.id"), info=PERSON),
     Column("created_at", Float, nullable=False),
     Column("expires_at", Float, nullable=False),
-    Column("used_by", String, ForeignKey("people.id")),
+    Column("used_by", String, ForeignKey("people.id"), info=PERSON),
+    info=expires("invitations", "expires_at"),
 )
 
 projects = Table(
@@ -72,14 +74,14 @@ guidelines = Table(
     Column("version", Integer, primary_key=True, autoincrement=False),
     Column("text", Text, nullable=False),
     Column("created_at", Float, nullable=False),
-    Column("created_by", String, ForeignKey("people.id")),
+    Column("created_by", String, ForeignKey("people.id"), info=PERSON),
 )
 
 members = Table(
     "members",
     metadata,
     Column("project_id", String, ForeignKey("projects.id"), primary_key=True),
-    Column("person_id", String, ForeignKey("people.id"), primary_key=True),
+    Column("person_id", String, ForeignKey("people.id"), primary_key=True, info=PERSON),
     Column("pools", Text, nullable=False),
     Column("max_tasks", Integer),
     Column("max_tasks_a_day", Integer),
@@ -107,7 +109,7 @@ leases = Table(
     metadata,
     Column("id", String, primary_key=True),
     Column("task_id", String, ForeignKey("tasks.id"), nullable=False),
-    Column("person_id", String, ForeignKey("people.id"), nullable=False),
+    Column("person_id", String, ForeignKey("people.id"), nullable=False, info=PERSON),
     Column("project_id", String, ForeignKey("projects.id"), nullable=False),
     Column("position", Integer, nullable=False),
     Column("shown", Text, nullable=False),
@@ -122,6 +124,7 @@ leases = Table(
     UniqueConstraint("task_id", "person_id"),
     Index("ix_leases_person", "person_id", "project_id", "position"),
     Index("ix_leases_judgment", "judgment_id"),
+    info=expires("drafts", "claimed_at", blank="draft"),
 )
 
 NOT_DONE = text("state <> 'done'")
@@ -151,16 +154,5 @@ rate_counts = Table(
     Column("bucket", Integer, primary_key=True, autoincrement=False),
     Column("expires_at", Float, nullable=False),
     Column("count", Integer, nullable=False),
+    info=expires("counters", "expires_at"),
 )
-
-deeds = Table(
-    "deeds",
-    metadata,
-    Column("seq", Integer, primary_key=True, autoincrement=True),
-    Column("at", Float, nullable=False),
-    Column("person_id", String),
-    Column("action", String, nullable=False),
-    Column("subject", String, nullable=False),
-    sqlite_autoincrement=True,
-)
-"""Who did what to whom, without any text: log-ins, roles, guidelines, imports."""

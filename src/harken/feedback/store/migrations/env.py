@@ -2,7 +2,11 @@
 
 from alembic import context
 
-from harken.feedback.store.work_tables import metadata
+from harken.feedback.store import people_tables, work_tables
 
-context.configure(connection=context.config.attributes["connection"], target_metadata=metadata, render_as_batch=True)
+# All tables hang on one metadata; both modules must be read for that.
+assert people_tables.metadata is work_tables.metadata
+context.configure(
+    connection=context.config.attributes["connection"], target_metadata=work_tables.metadata, render_as_batch=True
+)
 context.run_migrations()

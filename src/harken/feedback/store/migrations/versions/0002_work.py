@@ -16,16 +16,6 @@ def upgrade() -> None:
 
 def _people() -> None:
     op.create_table(
-        "deeds",
-        sa.Column("seq", sa.Integer(), autoincrement=True, nullable=False),
-        sa.Column("at", sa.Float(), nullable=False),
-        sa.Column("person_id", sa.String(), nullable=True),
-        sa.Column("action", sa.String(), nullable=False),
-        sa.Column("subject", sa.String(), nullable=False),
-        sa.PrimaryKeyConstraint("seq", name=op.f("pk_deeds")),
-        sqlite_autoincrement=True,
-    )
-    op.create_table(
         "people",
         sa.Column("id", sa.String(), nullable=False),
         sa.Column("name", sa.String(), nullable=False),
@@ -194,4 +184,3 @@ def downgrade() -> None:
     op.drop_table("rate_counts")
     op.drop_table("projects")
     op.drop_table("people")
-    op.drop_table("deeds")
