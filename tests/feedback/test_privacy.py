@@ -188,13 +188,13 @@ def _redacted(judgment: Judgment) -> tuple[Prompt, Completion, Judgment, Redacto
 def test_all_texts_of_an_import_are_redacted_and_counted() -> None:
     critique = _judgment(Critique(completion_id="a", text=f"told me {MAIL}"), rationale=f"see {MAIL}")
     critique = critique.model_copy(update={"flags": (Flag(reason="private", note=MAIL), Flag(reason="broken"))})
-    *records, redactor = _redacted(critique)
-    everything = "".join(one.model_dump_json() for one in records)
+    prompt, completion, judgment, redactor = _redacted(critique)
+    everything = "".join(one.model_dump_json() for one in (prompt, completion, judgment))
     assert MAIL not in everything
     assert everything.count("[EMAIL]") == 5
     assert redactor.summary() == "personal data redacted in 5 texts: 5 email"
     # Tokens of another text.
-    assert records[1].token_ids is None
+    assert completion.token_ids is None
 
 
 def test_error_spans_move_with_the_text() -> None:

@@ -120,7 +120,7 @@ def kto(
 ) -> dict[str, float]:
     """KTO of (log-probability, reference, label, weight): lambda (1 - value), value a sigmoid about z (eq. 7 and 8)."""
     names = ("loss", "accuracy", "chosen_reward", "rejected_reward", "chosen_logprob", "rejected_logprob")
-    found = dict.fromkeys(names, 0.0)
+    found: dict[str, float] = dict.fromkeys(names, 0.0)
     for own, ref, label, weight in completions:
         value = 1 / (1 + math.exp(-beta * (own - ref - z)))
         found["loss"] += weight * (label * good_weight * (1 - value) + (1 - label) * bad_weight * value)

@@ -1,9 +1,9 @@
 """Detectors from presidio (extra `pii`): its patterns only, no language model, nothing downloaded."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from presidio_analyzer import (  # pyright: ignore[reportMissingImports]
-    PatternRecognizer,  # pyright: ignore[reportUnknownVariableType]
     predefined_recognizers,  # pyright: ignore[reportUnknownVariableType]
 )
 
@@ -31,8 +31,9 @@ class Presidio:
     """Finds what presidio's pattern recognizers find."""
 
     def __init__(self, min_score: float = MIN_SCORE) -> None:
-        found = [getattr(predefined_recognizers, name)() for name in RECOGNIZERS]
-        self._recognizers: list[PatternRecognizer] = found
+        # Any: without the extra there are no types, and with it they are not complete.
+        module: Any = predefined_recognizers
+        self._recognizers: list[Any] = [getattr(module, name)() for name in RECOGNIZERS]
         self._min_score = min_score
 
     def find(self, text: str) -> Iterator[Finding]:

@@ -3,6 +3,8 @@
 import contextlib
 import sqlite3
 import threading
+import weakref
+from collections import deque
 from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +19,7 @@ from harken.feedback.store.migrate import upgrade
 from harken.feedback.store.tables import STORE_VERSION, store_info
 
 _BUSY_TIMEOUT_MS = 30_000
-"""SQLite lets waiting processes race, so that one may lose many times before it gets its turn."""
+"""Other processes are waited for so long; see `_QUEUES` for the threads of this one."""
 _CACHE_KB = 131072
 """Pages of the file in memory: the indexes of a million judgments by id, which come in no order."""
 _POOL_SIZE = 10
@@ -29,6 +31,34 @@ _WRITE = "harken_write"
 _URL_EXAMPLE = "expected sqlite:///PATH, for example sqlite:///feedback.db, or postgresql://USER@HOST/DATABASE"
 
 
+class _Queue:
+    """A lock that goes to those who wait for it in the order in which they came."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._turns: deque[threading.Event] = deque()
+
+    def __enter__(self) -> None:
+        turn = threading.Event()
+        with self._guard:
+            self._turns.append(turn)
+            if len(self._turns) == 1:
+                turn.set()
+        turn.wait()
+
+    def __exit__(self, *error: object) -> None:
+        with self._guard:
+            self._turns.popleft()
+            if self._turns:
+                self._turns[0].set()
+
+
+_QUEUES: weakref.WeakValueDictionary[Path, _Queue] = weakref.WeakValueDictionary()
+"""File -> the queue of its writers. SQLite lets those who wait race each other, each asleep for up to 0.1 s between two
+attempts: of 50 that write without a pause one may wait for minutes. The threads of a process queue here instead."""
+_QUEUES_GUARD = threading.Lock()
+
+
 @dataclass(frozen=True)
 class Database:
     """An open database: transactions that either happen as a whole or not at all."""
@@ -38,7 +68,8 @@ class Database:
     """The file, or the URL without its password; for messages."""
     file: Path | None
     """None where the database is PostgreSQL."""
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    queue: contextlib.AbstractContextManager[object] = field(default_factory=contextlib.nullcontext, repr=False)
+    """SQLite: held by the one thread of this process that writes."""
 
     @contextlib.contextmanager
     def writing(self, *, alone: bool = False) -> Generator[Connection]:
@@ -47,11 +78,9 @@ class Database:
         Args:
             alone: wait until no other such transaction runs; for work that cannot be done side by side.
         """
-        # SQLite lets waiting writers race each other; threads of one process queue here instead, which is fair.
-        queue = self._lock if self.file else contextlib.nullcontext()
         with (
             database_errors(self.name),
-            queue,
+            self.queue,
             self.engine.connect().execution_options(**{_WRITE: True}) as connection,
             connection.begin(),
         ):
@@ -127,7 +156,9 @@ def _sqlite(url: str, parsed: URL, *, create: bool) -> Database:
     engine = create_engine(f"sqlite:///{path}", pool_size=_POOL_SIZE, max_overflow=_POOL_OVERFLOW, hide_parameters=True)
     event.listen(engine, "connect", _on_connect)
     event.listen(engine, "begin", _on_begin)
-    return Database(engine, str(path), path)
+    with _QUEUES_GUARD:
+        queue = _QUEUES.setdefault(path.resolve(), _Queue())
+    return Database(engine, str(path), path, queue)
 
 
 def _on_connect(connection: sqlite3.Connection, record: Any) -> None:

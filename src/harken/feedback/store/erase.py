@@ -158,7 +158,7 @@ def rewrite_database(database: Database) -> None:
         cursor.execute("PRAGMA secure_delete=ON")
         cursor.execute("VACUUM")
         cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        is_busy = cursor.fetchone()[0]
+        is_busy = cursor.fetchall()[0][0]
         cursor.close()
     except sqlite3.OperationalError as error:
         raise _not_rewritten(database) from error

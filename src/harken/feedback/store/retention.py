@@ -2,8 +2,9 @@
 
 import datetime
 from collections.abc import Mapping
+from typing import Any
 
-from sqlalchemy import Connection, Float, MetaData, Table, delete, update
+from sqlalchemy import Column, Connection, Float, MetaData, Table, delete, update
 
 from harken.errors import UsageError
 from harken.feedback.store.audit import record
@@ -56,8 +57,9 @@ def delete_expired(
 
 def _delete(connection: Connection, table: Table, limit: datetime.datetime) -> int:
     _, name, blank = table.info["expires"]
-    time = table.c[name]
+    time: Column[Any] = table.c[name]
     is_old = time < (limit.timestamp() if isinstance(time.type, Float) else limit.isoformat(timespec="seconds"))
     if blank is None:
         return connection.execute(delete(table).where(is_old)).rowcount
-    return connection.execute(update(table).where(is_old, table.c[blank].is_not(None)).values({blank: None})).rowcount
+    content: Column[Any] = table.c[blank]
+    return connection.execute(update(table).where(is_old, content.is_not(None)).values({blank: None})).rowcount
