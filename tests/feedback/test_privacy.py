@@ -145,10 +145,10 @@ def test_labels_name_kinds_that_are_looked_for_and_every_kind_has_hard_negatives
     ],
 )
 def test_no_text_makes_the_search_slow(piece: str, times: int) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     find_all(piece * times, DETECTORS)
-    # 0.5 s here; a pattern that looks back over the whole text would take minutes.
-    assert time.perf_counter() - start < 20
+    # At most 6 s of work; a pattern that looks back over the whole text would take minutes.
+    assert time.process_time() - start < 20
 
 
 def test_every_telephone_number_of_a_long_text_is_found() -> None:
