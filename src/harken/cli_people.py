@@ -9,7 +9,6 @@ import typer
 from harken.cli_common import JsonOption, StoreOption, show, show_json, table
 
 if TYPE_CHECKING:
-    from harken.feedback.privacy.keys import DemographicsKey
     from harken.feedback.store.erase import Erasure
 
 PersonOption = Annotated[str, typer.Option("--person", metavar="ID", help="The person's id in the store.")]
@@ -88,10 +87,11 @@ def withdraw(store: StoreOption, person: PersonOption, purpose: PurposeOption = 
     Of participation: their judgments stay in the store and out of every export from now on. Of demographics: what they
     said of themselves is deleted, their judgments stay as they are.
     """
+    from harken.feedback.privacy.keys import stored_demographics_key
     from harken.feedback.store import FeedbackStore, audit, people
 
     with FeedbackStore.open(store, create=False) as opened, opened.database.writing() as connection:
-        key = _demographics_key(opened.secrets)
+        key = stored_demographics_key(opened.secrets)
         count = people.withdraw(connection, person, purpose.value, key, actor=audit.COMMAND_LINE)
     show(f"{count} {'judgments out of further exports' if purpose == 'participation' else 'attributes deleted'}")
 
@@ -103,10 +103,11 @@ def self_export(
 ) -> None:
     """Write everything the store holds about one person, and nothing about anyone else."""
     from harken.artifacts import write_json
+    from harken.feedback.privacy.keys import stored_demographics_key
     from harken.feedback.store import FeedbackStore, audit, people
 
     with FeedbackStore.open(store, create=False) as opened, opened.database.writing() as connection:
-        found = people.own_data(connection, person, _demographics_key(opened.secrets), actor=audit.COMMAND_LINE)
+        found = people.own_data(connection, person, stored_demographics_key(opened.secrets), actor=audit.COMMAND_LINE)
         write_json(out, found)
     show(f"{out}: " + ", ".join(f"{len(rows)} {name}" for name, rows in found.items()))
 
@@ -132,13 +133,13 @@ def erase_person(
     The database file is written anew. A trace that names nobody stays, so that importing an old export does not bring
     the person back. Models cannot forget: those that were trained on the judgments are listed, to be made anew.
     """
-    from harken.feedback.privacy.keys import keys_path, read_keys
+    from harken.feedback.privacy.keys import keys_path, read_keys, stored_demographics_key
     from harken.feedback.store import FeedbackStore, audit
     from harken.feedback.store.erase import Erasing, plan
 
     with FeedbackStore.open(store, create=False) as opened:
         keys = read_keys(keys_path(opened.secrets), create=True)
-        request = Erasing(person, judgments.value, keys, _demographics_key(opened.secrets), tuple(runs or ()))
+        request = Erasing(person, judgments.value, keys, stored_demographics_key(opened.secrets), tuple(runs or ()))
         if is_sure:
             found = opened.erase(request, actor=audit.COMMAND_LINE)
         else:
@@ -233,10 +234,3 @@ def verify_audit(
         facts = ", ".join(f"{key} {value}" for key, value in one.facts.items())
         show(f"{one.seq}  {one.created_at}  {one.actor}  {one.action}  {facts}")
     show(table([["entries", str(state.num_entries)], ["head", state.head]]))
-
-
-def _demographics_key(store: Path) -> "DemographicsKey | None":
-    from harken.feedback.privacy.keys import demographics_key_path, read_demographics_key
-
-    path = demographics_key_path(store)
-    return read_demographics_key(path, create=False) if path.exists() else None

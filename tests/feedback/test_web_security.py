@@ -10,6 +10,7 @@ from fastapi.routing import APIRoute
 
 from harken.errors import DataError, UsageError
 from harken.feedback.store import accounts as accounts_module
+from harken.feedback.store import audit, people
 from harken.feedback.web.render import plain, rich
 from harken.feedback.web.security import CSP, SAFE_METHODS
 from harken.feedback.web.site import check_address, read_secret
@@ -19,7 +20,9 @@ from tests.feedback.working import PASSWORD, SOURCE, lines
 OPEN = {"/login", "/join/{token}"}
 """Routes for people who are not logged in."""
 BY_ROLE = {
-    "annotator": {"/", "/account", "/projects/{project_id}", "/projects/{project_id}/answers", "/tasks/{lease_id}"},
+    "annotator": {
+        *("/", "/account", "/consent", "/projects/{project_id}", "/projects/{project_id}/answers", "/tasks/{lease_id}"),
+    },
     "reviewer": {"/projects/{project_id}/review", "/manage/projects/{project_id}/progress.json"},
     "owner": {"/manage", "/manage/projects/{project_id}", "/manage/people"},
 }
@@ -78,6 +81,10 @@ def test_every_change_needs_a_token_of_the_session_and_the_right_origin(house: H
 
 def test_each_role_sees_its_pages_and_no_others(house: House) -> None:
     house.work.project()
+    with house.site.store.database.writing() as connection:
+        asked = people.publish_consent_text(connection, "participation", "1", "Yes?", actor=audit.COMMAND_LINE)
+        for person in house.work.accounts.everyone():
+            people.give_consent(connection, person.id, asked)
     pages = {path for method, path in _routes(house) if method == "GET"}
     assert pages == OPEN.union(*BY_ROLE.values())
     allowed: set[str] = set()

@@ -123,6 +123,12 @@ def read_demographics_key(path: Path, *, create: bool) -> DemographicsKey:
     return _read(path, DemographicsKey)
 
 
+def stored_demographics_key(store: Path) -> DemographicsKey | None:
+    """Return the key of a store's demographics, or None where none were ever recorded here."""
+    path = demographics_key_path(store)
+    return read_demographics_key(path, create=False) if path.exists() else None
+
+
 def _read(path: Path, model: type[ModelT]) -> ModelT:
     if not path.exists():
         raise DataError(f"{path}: the keys of this store are missing; restore them from the backup of the store")

@@ -1,7 +1,7 @@
 """Detectors from presidio (extra `pii`): its patterns only, no language model, nothing downloaded."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 from presidio_analyzer import (  # pyright: ignore[reportMissingImports]
     predefined_recognizers,  # pyright: ignore[reportUnknownVariableType]
@@ -32,7 +32,7 @@ class Presidio:
 
     def __init__(self, min_score: float = MIN_SCORE) -> None:
         # Any: without the extra there are no types, and with it they are not complete.
-        module: Any = predefined_recognizers
+        module = cast(Any, predefined_recognizers)  # pyright: ignore[reportUnknownArgumentType]
         self._recognizers: list[Any] = [getattr(module, name)() for name in RECOGNIZERS]
         self._min_score = min_score
 

@@ -56,7 +56,8 @@ def delete_expired(
 
 
 def _delete(connection: Connection, table: Table, limit: datetime.datetime) -> int:
-    _, name, blank = table.info["expires"]
+    marked: tuple[str, str, str | None] = table.info["expires"]
+    _, name, blank = marked
     time: Column[Any] = table.c[name]
     is_old = time < (limit.timestamp() if isinstance(time.type, Float) else limit.isoformat(timespec="seconds"))
     if blank is None:

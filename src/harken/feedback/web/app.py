@@ -13,8 +13,8 @@ from starlette.types import ASGIApp
 
 from harken.errors import HarkenError, StorageError, UsageError
 from harken.feedback.store import AnsweredOtherwise, NoTask, WrongLease
-from harken.feedback.web import account_pages, manage_pages, work_pages
-from harken.feedback.web.security import Forbidden, LoginNeeded, Shell, TooOften, guard
+from harken.feedback.web import account_pages, manage_pages, rights_pages, work_pages
+from harken.feedback.web.security import ConsentNeeded, Forbidden, LoginNeeded, Shell, TooOften, guard
 from harken.feedback.web.site import STATIC, Site, UiConfig, open_site
 
 CONFIG_VARIABLE = "HARKEN_UI_CONFIG"
@@ -40,7 +40,7 @@ def make_app(site: Site) -> FastAPI:
         openapi_url=None,
     )
     app.state.site = site
-    for module in (account_pages, work_pages, manage_pages):
+    for module in (account_pages, rights_pages, work_pages, manage_pages):
         app.include_router(module.router)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     app.add_exception_handler(HarkenError, _explain)
@@ -65,6 +65,10 @@ def _explain(request: Request, error: Exception) -> Response:
     wants_json = "text/html" not in request.headers.get("accept", "text/html")
     if isinstance(error, LoginNeeded) and request.method == "GET" and not wants_json:
         return RedirectResponse(f"/login?next={quote(request.url.path, safe='/')}", status_code=303)
+    if isinstance(error, ConsentNeeded) and not wants_json:
+        # What was sent is not lost: the page keeps a draft.
+        after = request.url.path if request.method == "GET" else "/"
+        return RedirectResponse(f"/consent?next={quote(after, safe='/')}", status_code=303)
     headers = {"retry-after": str(int(error.retry_s) + 1)} if isinstance(error, TooOften) else {}
     if wants_json:
         return JSONResponse({"error": text}, status_code=status, headers=headers)
@@ -80,6 +84,8 @@ def _status(error: Exception) -> tuple[int, str, str]:
     match error:
         case LoginNeeded():
             return 401, "Log in first", "Your session has ended. Log in and go on where you were."
+        case ConsentNeeded():
+            return 403, "Read this first", "There is something to agree to first: open the start page of the app."
         case Forbidden():
             return 403, "This is not allowed", text
         case WrongLease():

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from harken.errors import HarkenError
 from harken.feedback.store import Person, Role
+from harken.feedback.store.people import needs_consent
 from harken.feedback.web.site import Site, SiteDep
 
 CSP = (
@@ -33,6 +34,10 @@ _HEADERS = {
     "cross-origin-resource-policy": "same-origin",
     "permissions-policy": "camera=(), microphone=(), geolocation=()",
 }
+
+
+class ConsentNeeded(HarkenError):
+    """The person has not agreed to the newest consent text."""
 
 
 class LoginNeeded(HarkenError):
@@ -152,7 +157,22 @@ def allow(*roles: Role) -> Callable[[Request, Site], Person]:
     return person
 
 
+def _agreed(request: Request, site: SiteDep) -> Person:
+    """Return the person who asks, once they have agreed to what people are asked to agree to.
+
+    Raises:
+        ConsentNeeded: they have not, or not to its newest version.
+    """
+    person = allow("owner", "reviewer", "annotator")(request, site)
+    with site.store.database.reading() as connection:
+        if needs_consent(connection, person.id, "participation"):
+            raise ConsentNeeded("agree first")
+    return person
+
+
 Anyone = Annotated[Person, Depends(allow("owner", "reviewer", "annotator"))]
+Worker = Annotated[Person, Depends(_agreed)]
+"""Who judges."""
 ReviewerDep = Annotated[Person, Depends(allow("owner", "reviewer"))]
 OwnerDep = Annotated[Person, Depends(allow("owner"))]
 

@@ -10,7 +10,7 @@ from starlette.datastructures import FormData
 
 from harken.feedback.store import Given, Lease, NoTask
 from harken.feedback.web.kinds import BadForm, fill_form, make_answer
-from harken.feedback.web.security import Anyone, FormDep, ReviewerDep, limit, text_of, texts_of
+from harken.feedback.web.security import Anyone, FormDep, ReviewerDep, Worker, limit, text_of, texts_of
 from harken.feedback.web.site import Site, SiteDep
 from harken.records import Flag
 
@@ -50,7 +50,7 @@ def project_page(request: Request, site: SiteDep, person: Anyone, project_id: st
 
 
 @router.post("/projects/{project_id}/next")
-def next_task(site: SiteDep, person: Anyone, project_id: str) -> Response:
+def next_task(site: SiteDep, person: Worker, project_id: str) -> Response:
     """Take a task and go to it."""
     return _go_on(site, person.id, project_id, "")
 
@@ -64,7 +64,7 @@ def _go_on(site: Site, person_id: str, project_id: str, saved: str) -> Response:
 
 
 @router.get("/tasks/{lease_id}")
-def task_page(request: Request, site: SiteDep, person: Anyone, lease_id: str, saved: str = "") -> Response:
+def task_page(request: Request, site: SiteDep, person: Worker, lease_id: str, saved: str = "") -> Response:
     """Show a task: to be answered, or answered and to be changed."""
     lease = site.leases.keep(lease_id, person.id)
     return _show(request, site, lease, _fields_of(lease), saved=saved)
@@ -112,7 +112,7 @@ def _show(
 
 
 @router.post("/tasks/{lease_id}")
-def submit(request: Request, site: SiteDep, form: FormDep, person: Anyone, lease_id: str) -> Response:
+def submit(request: Request, site: SiteDep, form: FormDep, person: Worker, lease_id: str) -> Response:
     """Save an answer, and go on to the next task."""
     limit(site, f"submit {person.id}", most=300, window_s=60)
     lease = site.leases.get(lease_id, person.id)
