@@ -45,6 +45,8 @@ STAGES: dict[str, type[config.Config]] = {
     "`harken generate --best-of`": config.BestOfConfig,
     "`harken evaluate`": config.EvaluateConfig,
     "`harken preferences`": config.PreferencesConfig,
+    "`harken collect tasks`": config.ProjectConfig,
+    "`harken report --datasheet`": config.DisclosureConfig,
 }
 """Heading -> class; the classes they hold get their own sections below."""
 
@@ -142,7 +144,8 @@ def _type(annotation: Any, metadata: list[Any], titles: dict[type[config.Config]
         parts = [_type(part, metadata, titles) for part in get_args(annotation) if part is not NoneType]
         return " or ".join([*parts, *(["none"] if NoneType in get_args(annotation) else [])])
     if origin is tuple:
-        return f"{len(get_args(annotation))} numbers"
+        inner, *rest = get_args(annotation)
+        return f"list of {_type(inner, [], titles)}" if rest == [...] else f"{1 + len(rest)} numbers"
     if annotation in titles:
         return f"[{titles[annotation].strip('`')}](#{_anchor(titles[annotation])})"
     names = {int: "whole number", float: "number", bool: "`true`, `false`", str: "text"}
@@ -172,10 +175,16 @@ def _default(field: FieldInfo) -> str:
         changed = ", ".join(f"{key} = {item!r}" for key, item in {**kind, **given}.items())
         return f"`{changed}`" if changed else "as there"
     if isinstance(value, tuple):
-        return f"`[{', '.join(f'{item:.4g}' for item in value)}]`"
+        return f"`[{', '.join(_item(item) for item in value)}]`"
     if value is None or value == "":
         return "none" if value is None else "empty"
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"
+
+
+def _item(value: Any) -> str:
+    if isinstance(value, BaseModel):
+        return f"{{{', '.join(f'{key} = {item!r}' for key, item in value.model_dump(exclude_defaults=True).items())}}}"
+    return f"{value!r}" if isinstance(value, str) else f"{value:.4g}"
 
 
 def metrics() -> str:

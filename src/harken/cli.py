@@ -23,16 +23,31 @@ from harken.cli_doctor import doctor
 from harken.cli_generate import generate
 from harken.cli_loop import demo, init, report, run
 from harken.cli_offline import ilql, rft
+from harken.cli_people import (
+    consent,
+    demographics,
+    erase_person,
+    retain,
+    rotate_key,
+    self_export,
+    verify_audit,
+    withdraw,
+)
 from harken.cli_policy import KIN, kin_command, ppo
 from harken.cli_preference import cpo, dpo, ipo, kto, online_dpo, orpo, simpo
 from harken.cli_stages import evaluate, preferences, reward, score, sft
+from harken.cli_tasks import tasks
+from harken.cli_ui import ui
 from harken.errors import HarkenError
 
 INTERRUPTED = 130
 """What typer returns after Ctrl-C."""
 
 EXTRAS = {
-    "sqlalchemy": "collect",
+    **dict.fromkeys(("sqlalchemy", "alembic", "argon2", "fastapi", "uvicorn", "nh3", "markdown_it"), "collect"),
+    "phonenumbers": "collect",
+    "presidio_analyzer": "pii",
+    "psycopg": "postgres",
     "pyarrow": "parquet",
     "datasets": "hub",
     "matplotlib": "report",
@@ -112,11 +127,23 @@ collect_app.command(
         "harken collect import --store sqlite:///f.db out/export",
         "harken collect import --store sqlite:///f.db --format csv \\",
         "    --map completion_a=first --map completion_b=second votes.csv",
+        "harken collect import --store sqlite:///f.db --redact \\",
+        "    --license 'CC BY 4.0' out/export",
     ),
 )(import_feedback)
 collect_app.command(
     epilog=examples(
+        "harken collect tasks --store sqlite:///f.db --project first \\",
+        "    tasks.jsonl --set overlap=3 --guideline guideline.md",
+        "harken collect tasks --store sqlite:///f.db --project second \\",
+        "    --prompts p.jsonl c.jsonl --set task.kind=ranking",
+    )
+)(tasks)
+collect_app.command(
+    epilog=examples(
         "harken collect export --store sqlite:///f.db --out out/export",
+        "harken collect export --store sqlite:///f.db --out out/public \\",
+        "    --scope public",
         "harken collect export --store sqlite:///f.db \\",
         "    --format trl-preference --out pairs.jsonl --accept-loss",
     )
@@ -126,8 +153,39 @@ collect_app.command(
     epilog=examples(
         "harken collect agreement --store sqlite:///f.db",
         "harken collect agreement --store sqlite:///f.db --json",
+        "harken collect agreement --store sqlite:///f.db \\",
+        "    --gold gold.jsonl --groups groups.json",
     )
 )(agreement)
+collect_app.command(epilog=examples("harken collect consent --store sqlite:///f.db --version 1 consent.txt"))(consent)
+collect_app.command(epilog=examples("harken collect demographics --store sqlite:///f.db people.jsonl"))(demographics)
+collect_app.command(
+    epilog=examples(
+        "harken collect withdraw --store sqlite:///f.db --person p17",
+        "harken collect withdraw --store sqlite:///f.db --person p17 \\",
+        "    --purpose demographics",
+    )
+)(withdraw)
+collect_app.command(
+    "self-export", epilog=examples("harken collect self-export --store sqlite:///f.db --person p17 --out p17.json")
+)(self_export)
+collect_app.command(
+    "erase-person",
+    epilog=examples(
+        "harken collect erase-person --store sqlite:///f.db --person p17",
+        "harken collect erase-person --store sqlite:///f.db --person p17 \\",
+        "    --judgments anonymize --runs out --yes",
+    ),
+)(erase_person)
+collect_app.command(epilog=examples("harken collect retain --store sqlite:///f.db --keep drafts=30"))(retain)
+collect_app.command("rotate-key", epilog=examples("harken collect rotate-key --store sqlite:///f.db"))(rotate_key)
+collect_app.command(
+    "verify-audit",
+    epilog=examples(
+        "harken collect verify-audit --store sqlite:///f.db",
+        "harken collect verify-audit --store sqlite:///f.db --entries",
+    ),
+)(verify_audit)
 app.add_typer(data_app, name="data")
 data_app.command(
     epilog=examples(
@@ -147,6 +205,8 @@ app.command(
         "harken preferences out/export --out pairs.jsonl",
         "harken preferences out/export --out pairs.jsonl \\",
         "    --set min_difference=1 --set max_pairs=5000",
+        "harken preferences out/export --out pairs.jsonl \\",
+        "    --set resolve.kind=reliability --set ties=keep",
     )
 )(preferences)
 app.command(
@@ -253,7 +313,21 @@ app.command(
         "    --out out/evaluate",
     )
 )(evaluate)
-app.command(epilog=examples("harken report out/demo --out report.html"))(report)
+app.command(
+    epilog=examples(
+        "harken ui",
+        "harken ui --store sqlite:///f.db --port 9000",
+        "harken ui --store postgresql://harken@db/feedback --workers 4 \\",
+        "    --address https://label.example.org",
+    )
+)(ui)
+app.command(
+    epilog=examples(
+        "harken report out/demo --out report.html",
+        "harken report out/demo --datasheet --about about.toml",
+        "harken report export --datasheet --store sqlite:///f.db",
+    )
+)(report)
 app.command(
     epilog=examples(
         "harken plan --model 7B",

@@ -69,6 +69,10 @@ BucketsOption = Annotated[
     str | None,
     typer.Option("--buckets", metavar="A,B,...", help="Label Studio: buckets of a ranker, from best to worst."),
 ]
+StoreOption = Annotated[
+    str,
+    typer.Option("--store", metavar="URL", help="Feedback store, such as sqlite:///feedback.db."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
 
 

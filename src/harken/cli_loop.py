@@ -111,20 +111,61 @@ def init(
 
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder with the stages' folders in it.")],
-    out: Annotated[Path | None, typer.Option("--out", metavar="F", help="HTML file; RUN/report.html if left out.")] = (
-        None
-    ),
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="F", help="HTML file, RUN/report.html if left out; with --datasheet a folder."),
+    ] = None,
+    is_datasheet: Annotated[
+        bool, typer.Option("--datasheet", help="Write a datasheet of the feedback instead: who was asked, and how.")
+    ] = False,
+    store: Annotated[
+        str | None,
+        typer.Option(
+            "--store", metavar="URL", help="With --datasheet: the store; RUN/collect/feedback.db if left out."
+        ),
+    ] = None,
+    about: Annotated[
+        Path | None,
+        typer.Option(
+            "--about", metavar="F", help="With --datasheet: TOML file with what only you know; docs/config.md."
+        ),
+    ] = None,
+    changes: SetOption = None,
 ) -> None:
-    """Write one HTML page about a run.
+    """Write one HTML page about a run, or a datasheet of its feedback.
 
     The page needs no network and no other file. RUN holds the folders collect, preferences, sft, reward, ppo and
-    evaluate, as far as they were made.
+    evaluate, as far as they were made. A datasheet is a folder with datasheet.md, datasheet.html, datasheet.json and
+    croissant.json; the last names the files of an export in RUN/collect/export or in RUN itself.
     """
     from harken.cli_common import check_out_file
+    from harken.errors import UsageError
     from harken.report.html import write_report
 
+    if is_datasheet:
+        _datasheet(run, out or run / "datasheet", store, about, changes)
+        return
+    if store or about or changes:
+        raise UsageError("--store, --about and --set are for --datasheet: give that too, or leave them out")
     page = out or run / "report.html"
     if out is not None:
         check_out_file(out)
     write_report(run, page)
     show(str(page))
+
+
+def _datasheet(run: Path, out: Path, store: str | None, about: Path | None, changes: list[str] | None) -> None:
+    from harken.cli_common import settings
+    from harken.config import DisclosureConfig
+    from harken.feedback.store import FeedbackStore
+    from harken.report.datasheet import write_datasheet
+
+    told = settings(DisclosureConfig, about, changes)
+    exports = [folder for folder in (run / "collect" / "export", run) if (folder / "judgments.jsonl").is_file()]
+    with FeedbackStore.open(store or f"sqlite:///{run / 'collect' / 'feedback.db'}", create=False) as opened:
+        sheet = write_datasheet(opened, told, out, exports[0] if exports else None)
+    if sheet.pay.warning:
+        reporter().say(f"warning: {sheet.pay.warning}")
+    for gap in sheet.known_gaps:
+        reporter().say(f"gap: {gap}")
+    show(str(out))

@@ -55,14 +55,16 @@ def preferences(
     config: ConfigOption = None,
     changes: SetOption = None,
 ) -> None:
-    """Make preference pairs from judgments.
+    """Make preference pairs from judgments: comparisons, rankings and ratings.
 
-    Each pair has a strength, a soft label, and a split into training and held-out.
+    Each pair has a strength, a soft label, a weight, and a split into training and held-out. `--set resolve.kind=...`
+    says how the votes on a pair become one outcome: majority, dawid_skene, mace, bradley_terry, reliability,
+    ordered_logit or plackett_luce.
     """
     from harken.config import PreferencesConfig
     from harken.errors import DataError
     from harken.preferences.derive import write_training_data
-    from harken.preferences.pairs import preferences_from_export
+    from harken.preferences.pairs import resolve_export
 
     asked = settings(PreferencesConfig, config, changes)
     files = {
@@ -74,13 +76,20 @@ def preferences(
     wanted = {name: path for name, path in files.items() if path is not None}
     for path in wanted.values():
         check_out_file(path)
-    pairs, rated = preferences_from_export(judgments, asked)
+    found = resolve_export(judgments, asked)
+    say = reporter().say
+    for note in found.notes:
+        say(f"note: {note}")
+    pairs = found.pairs
+    if not pairs and found.facts:
+        raise DataError(f"{judgments}: no pair is left of {found.facts['judgments']} judgments; the notes say why")
     if not pairs:
         raise DataError(
-            f"{judgments}: {len(rated)} rated completions, but no two of one prompt whose mean ratings differ by "
+            f"{judgments}: {len(found.rated)} rated completions, but no two of one prompt whose mean ratings differ by "
             f"min_difference = {asked.min_difference:g}; lower it with --set, or collect more ratings"
         )
-    write_training_data(pairs, rated, wanted, asked, parents={"judgments": digest(judgments)})
+    parents = {"judgments": digest(judgments)}
+    write_training_data(pairs, found.rated, wanted, asked, parents=parents, info=found.facts)
     num_train = sum(pair.split == "train" for pair in pairs)
     show(f"{out}: {num_train} pairs to train on, {len(pairs) - num_train} held out")
 

@@ -21,7 +21,7 @@ from harken.feedback.store import FeedbackStore
 from harken.policy.ppo import ppo
 from harken.policy.sft import sft
 from harken.preferences.derive import write_training_data
-from harken.preferences.pairs import preferences_from_export
+from harken.preferences.pairs import resolve_export
 from harken.preferences.quality import agreement_report
 from harken.progress import QUIET, Reporter
 from harken.records import Demonstration, PreferencePair, Prompt
@@ -95,9 +95,9 @@ def prepare(config: PreferencesConfig, export: Path, out: Path) -> dict[str, Pat
     run = Run(out, "preferences", config, {"export": export})
     if run.finished:
         return files
-    pairs, rated = preferences_from_export(export, config)
-    write_training_data(pairs, rated, files, config, parents=run.inputs)
-    write_json(out / "summary.json", summarize(pairs))
+    found = resolve_export(export, config)
+    write_training_data(found.pairs, found.rated, files, config, parents=run.inputs, info=found.facts)
+    write_json(out / "summary.json", summarize(found.pairs))
     run.finish()
     return files
 

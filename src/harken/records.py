@@ -174,8 +174,16 @@ class Critique(Record):
     text: str
 
 
+class Abstention(Record):
+    """No answer to a task that is not a comparison (which has its own outcomes): why there is none."""
+
+    type: Literal["abstention"] = "abstention"
+    outcome: Literal["both_bad", "unsure", "skip"]
+    """`both_bad`: none of what was shown is any good."""
+
+
 Answer = Annotated[
-    Comparison | RankingAnswer | Rating | Spans | Correction | DemonstrationAnswer | Critique,
+    Comparison | RankingAnswer | Rating | Spans | Correction | DemonstrationAnswer | Critique | Abstention,
     Field(discriminator="type"),
 ]
 
@@ -186,6 +194,30 @@ class Timing(Record):
     shown_at: str | None = None
     submitted_at: str | None = None
     active_s: float | None = None
+
+
+class Flag(Record):
+    """What a judge reported about a task beside the answer."""
+
+    reason: Literal["broken", "harmful", "private", "other"]
+    note: str = ""
+
+
+class Assignment(Record):
+    """The task of the web app under which a judgment was made."""
+
+    project: str
+    task_id: str
+    lease_id: str
+    """One act of handing the task to the judge; a revised answer keeps it."""
+    pool: str = ""
+    tags: tuple[str, ...] = ()
+    gold: Answer | None = None
+    """The right answer, where the task was a test of the judge."""
+    surplus: bool = False
+    """The answer came after the task had been given to somebody else; it is one more than was asked for."""
+    selection_probability: Annotated[float, Field(gt=0, le=1)] | None = None
+    """How likely the task was to be chosen for judging; reports weigh by its inverse."""
 
 
 class Judgment(Record):
@@ -203,6 +235,8 @@ class Judgment(Record):
     timing: Timing = Timing()
     source: str = ""
     supersedes: str | None = None
+    flags: tuple[Flag, ...] | None = None
+    assignment: Assignment | None = None
 
     @model_validator(mode="after")
     def _speaks_of_what_was_shown(self) -> Self:
@@ -217,7 +251,7 @@ class Judgment(Record):
                 named = {span.completion_id for span in answer.spans}
             case Correction() | Critique():
                 named = {answer.completion_id}
-            case Rating() | DemonstrationAnswer():
+            case Rating() | DemonstrationAnswer() | Abstention():
                 pass
         if unknown := named - set(self.shown):
             raise ValueError(f"judgment {self.id!r} names {sorted(unknown)}, which was not shown")
@@ -255,6 +289,8 @@ class PreferencePair(Record):
     judgment_ids: tuple[str, ...] = ()
     difference: float | None = None
     """Difference of mean ratings (chosen minus rejected), where the pair comes from ratings."""
+    margin: Annotated[float, Field(ge=0)] | None = None
+    """Logits by which a reward model's score of the chosen side should lead; None: by strength (`reward.margins`)."""
 
     @model_validator(mode="after")
     def _sides_differ(self) -> Self:

@@ -5,7 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from harken.artifacts import write_records
+from harken.feedback.source import ImportSource
+from harken.feedback.store import FeedbackStore
 from tests.cli.calling import call, write_ratings
+from tests.preferences.crowd import comparison, completion, prompt
 
 
 @pytest.fixture
@@ -63,3 +67,71 @@ def test_an_export_can_be_imported_into_another_store(store: tuple[str, str], tm
 def test_tables_survive_a_narrow_terminal(store: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "40")
     assert [call("collect", name, *store).code for name in ("status", "agreement")] == [0, 0]
+
+
+@pytest.fixture
+def votes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
+    """A store in the working folder in which 4 judges compare 30 pairs, and `export`; the third turns all around."""
+    monkeypatch.chdir(tmp_path)
+    prompts = [prompt(f"q{k}") for k in range(30)]
+    completions = [completion(f"{side}{k}", f"{side} " * (k + 1), f"q{k}") for k in range(30) for side in "ab"]
+    judgments = [
+        comparison(
+            f"{k}{judge}",
+            (f"a{k}", f"b{k}")[:: 1 if k % 2 else -1],
+            f"{'b' if judge == 'cem' else 'a'}{k}",
+            judge=judge,
+        )
+        for k in range(30)
+        for judge in ("ann", "bob", "cem", "dee")
+    ]
+    judgments = [one.model_copy(update={"prompt_id": f"q{one.id[:-3]}"}) for one in judgments]
+    judgments.append(comparison("skip", ("a0", "b0"), None, outcome="skip").model_copy(update={"prompt_id": "q0"}))
+    write_records(tmp_path / "gold.jsonl", judgments[:1], kind="judgments")
+    source = ImportSource(format="test", name="test", sha256="0" * 64)
+    with FeedbackStore.open(f"sqlite:///{tmp_path / 'v.db'}") as store:
+        store.add(prompts, completions, judgments, source=source)
+        store.export(tmp_path / "export")
+    return ("--store", "sqlite:///v.db")
+
+
+def test_agreement_of_votes_shows_the_judge_who_is_reversed(votes: tuple[str, str]) -> None:
+    Path("groups.json").write_text('{"ann": "x"}')
+    ended = call("collect", "agreement", *votes, "--gold", "gold.jsonl", "--groups", "groups.json", "--json")
+    found = json.loads(ended.out)["votes"]
+    rows = {row["judge"]: row for row in found["judges"]}
+    assert rows["cem"]["reliability"]["high"] < 0 < rows["ann"]["reliability"]["low"]
+    assert rows["ann"]["gold"]["value"] == 1
+    assert found["judgments"] == {"skip": 1, "win": 120}
+    assert found["groups"]["judges_left_out"] == 4
+    shown = call("collect", "agreement", *votes)
+    assert shown.code == 0
+    assert "shown first wins" in shown.out
+    assert "cem" in shown.out
+
+
+def test_preferences_resolve_votes_and_say_what_was_left_out(votes: tuple[str, str]) -> None:
+    ended = call("preferences", "export", "--out", "p.jsonl", "--set", "resolve.kind=reliability")
+    assert ended.code == 0
+    assert "note: 1 judgments are skip" in ended.err
+    pairs = [json.loads(line) for line in Path("p.jsonl").read_text().splitlines()]
+    assert len(pairs) == 30
+    assert all(pair["chosen"]["content"].startswith("a") and len(pair["judgment_ids"]) == 4 for pair in pairs)
+    assert json.loads(Path("p.jsonl.manifest.json").read_text())["info"]["pairs"] == {"made": 30}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fragment"),
+    [
+        (("preferences", "export", "--out", "p.jsonl", "--set", "resolve.kind=vote"), "resolve"),
+        (("preferences", "export", "--out", "p.jsonl", "--set", "resolve.restarts=3"), "resolve.restarts"),
+        (("collect", "agreement", "--store", "sqlite:///v.db", "--groups", "list.json"), "expected a JSON object"),
+        (("collect", "agreement", "--store", "sqlite:///v.db", "--probes", "gold.jsonl"), "gold.jsonl:1"),
+        (("collect", "agreement", "--store", "sqlite:///v.db", "--gold", "none.jsonl"), "none.jsonl"),
+    ],
+)
+def test_mistakes_with_votes_are_one_line(votes: tuple[str, str], arguments: tuple[str, ...], fragment: str) -> None:
+    Path("list.json").write_text("[]")
+    ended = call(*arguments)
+    assert ended.code == 2
+    assert fragment in ended.problem

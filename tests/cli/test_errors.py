@@ -121,8 +121,8 @@ MISTAKES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "unknown recipe for init": (("init", "new", "--recipe", "revews"), ("revews", "reviews")),
     "init over a folder in use": (("init", "ratings"), ("ratings: is there already", "nothing was written")),
     "store of another database": (
-        ("collect", "status", "--store", "postgresql://me:secret@host/f"),
-        ("only SQLite", "sqlite:///PATH"),
+        ("collect", "status", "--store", "mysql://me:secret@host/f"),
+        ("only SQLite and PostgreSQL", "sqlite:///PATH"),
     ),
     "not a store URL": (("collect", "status", "--store", "f.db"), ("not a database URL", "sqlite:///PATH")),
     "missing store": (("collect", "export", "--store", "sqlite:///none.db", "--out", "e"), ("none.db", "no store")),

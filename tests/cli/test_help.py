@@ -33,8 +33,9 @@ def test_all_commands_of_the_contract_are_there() -> None:
     stages = {"generate", "preferences", "sft", "reward", "dpo", "ppo", "ilql", "rft", "score", "evaluate", "report"}
     stages |= {"ipo", "simpo", "orpo", "cpo", "kto", "online-dpo"}
     stages |= {"rloo", "grpo", "dr-grpo", "reinforce-pp", "remax", "gspo", "cispo", "dapo"}
-    assert single == {"demo", "run", "init", "doctor", "bench", "plan"} | stages
-    assert {path[1] for path in COMMANDS if path[0] == "collect"} >= {"import", "export", "status", "agreement"}
+    assert single == {"demo", "run", "init", "doctor", "bench", "plan", "ui"} | stages
+    collect = {"import", "export", "status", "agreement", "tasks"}
+    assert {path[1] for path in COMMANDS if path[0] == "collect"} >= collect
     assert {path[1] for path in COMMANDS if path[0] == "data"} == {"check", "convert"}
 
 

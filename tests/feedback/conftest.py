@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import pytest
+from argon2 import PasswordHasher
 
 from harken.assets import fetch
 from harken.feedback.source import Imported, ImportSource
 from harken.records import Completion, Judge, Judgment, Message, Prompt, RatedAxis, Rating
+from tests.feedback.databases import fresh_database, postgres_server
 
 
 @pytest.fixture(scope="session")
@@ -40,3 +42,25 @@ def small() -> Imported:
         judgments=[rating("j1", "a", 1), rating("j2", "b", -2), rating("j3", "a", 3, "j1")],
         source=ImportSource("test", "small.jsonl", "0" * 64, ("made by hand",)),
     )
+
+
+@pytest.fixture(autouse=True)
+def _quick_passwords(monkeypatch: pytest.MonkeyPatch) -> None:  # pyright: ignore[reportUnusedFunction]
+    """Hash passwords with little work; how much real ones get is the library's business."""
+    quick = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
+    monkeypatch.setattr("harken.feedback.store.accounts._HASHER", quick)
+    monkeypatch.setattr("harken.feedback.store.accounts._NOBODY", quick.hash("nobody"))
+
+
+@pytest.fixture(scope="session")
+def postgres() -> str:
+    """URL of a PostgreSQL server; its own database is not for stores."""
+    return postgres_server()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """URL of a store that is not there yet, on either database."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'f.db'}"
+    return fresh_database(request.getfixturevalue("postgres"))

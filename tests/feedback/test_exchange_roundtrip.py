@@ -15,13 +15,16 @@ from harken.feedback.exchange.facts import ANSWERS, Fact, answer_fact, facts_of
 from harken.feedback.exchange.read import Format, open_data
 from harken.feedback.exchange.write import TARGETS, Style, Target, keeps, plan, write
 from harken.records import (
+    Abstention,
     Answer,
+    Assignment,
     Comparison,
     Completion,
     Correction,
     Critique,
     DemonstrationAnswer,
     ErrorSpan,
+    Flag,
     Judge,
     Judgment,
     Message,
@@ -53,7 +56,7 @@ TEXTS = st.one_of(
 )
 SAID = TEXTS.filter(lambda text: bool(text.strip()))
 KINDS = ("comparison", "tie", "both_bad", "unsure", "skip", "many", "ranking", "rating", "label", "spans", "steps")
-TEXT_KINDS = ("correction", "critique", "demonstration")
+TEXT_KINDS = ("correction", "critique", "demonstration", "abstention")
 
 
 @st.composite
@@ -61,7 +64,9 @@ def entries(draw: st.DrawFn, kind: str) -> Entry:
     """One prompt, its completions, and one or two judgments of one kind."""
     roles = draw(st.sampled_from([("user",), ("user", "assistant", "user"), ("system", "user"), ("assistant",)]))
     prompt = make_prompt([message(role, draw(SAID)) for role in roles])
-    number = {"many": 3, "ranking": 3, "demonstration": 0, "steps": 1, "label": 1, "rating": 1}.get(kind, 2)
+    number = {"many": 3, "ranking": 3, "demonstration": 0, "steps": 1, "label": 1, "rating": 1, "abstention": 1}.get(
+        kind, 2
+    )
     number = draw(st.integers(1, 2)) if kind in ("spans", "correction", "critique") else number
     texts = (
         ["one step\nanother"]
@@ -79,7 +84,11 @@ def entries(draw: st.DrawFn, kind: str) -> Entry:
         shown = draw(st.permutations(completions))
         answer = draw(answers(kind, shown))
         rationale = draw(st.sampled_from(["", "because\n=so"]))
-        judgments.append(make_judgment(name, prompt, shown, answer, judge=judge, rationale=rationale, timing=timing))
+        judgment = make_judgment(name, prompt, shown, answer, judge=judge, rationale=rationale, timing=timing)
+        if draw(st.integers(0, 9)) == 0:
+            task = Assignment(project="p", task_id="t", lease_id="l")
+            judgment = judgment.model_copy(update={"assignment": task, "flags": (Flag(reason="other"),)})
+        judgments.append(judgment)
     return Entry(1, prompt, tuple(completions), tuple(judgments))
 
 
@@ -116,6 +125,8 @@ def answers(draw: st.DrawFn, kind: str, shown: list[Completion]) -> Answer:
             return Correction(completion_id=names[0], text=draw(SAID))
         case "critique":
             return Critique(completion_id=names[0], text=draw(SAID))
+        case "abstention":
+            return Abstention(outcome=draw(st.sampled_from(["both_bad", "unsure", "skip"])))
         case _:
             return DemonstrationAnswer(text=draw(SAID))
 
@@ -167,6 +178,8 @@ def _answer(answer: Answer, texts: dict[str, tuple[str, str]], kept: frozenset[F
             return texts[answer.completion_id], answer.text
         case DemonstrationAnswer():
             return answer.text
+        case Abstention():
+            return answer.outcome
 
 
 FORMAT_OF: dict[str, Format] = {

@@ -242,7 +242,7 @@ def test_a_bad_export_folder_is_a_data_error(tmp_path: Path) -> None:
     ("url", "problem"),
     [
         ("feedback.db", "not a database URL; expected sqlite:///PATH"),
-        ("postgresql://me:secret@host/db", r"'postgresql://me:\*\*\*@host/db': only SQLite"),
+        ("mysql://me:secret@host/db", r"'mysql://me:\*\*\*@host/db': only SQLite and PostgreSQL"),
         ("sqlite://", "names no file"),
         ("sqlite:///:memory:", "names no file"),
     ],
@@ -311,7 +311,7 @@ def test_a_full_disk_is_a_storage_error_and_nothing_is_added(store: FeedbackStor
             yield Completion(id=f"big-{index}", prompt_id="q", message=text)
 
     # SQLite reports a full disk in the same way when its own page limit is reached.
-    with store._engine.connect() as connection:  # pyright: ignore[reportPrivateUsage]
+    with store.database.engine.connect() as connection:
         raw = connection.connection.dbapi_connection
         assert raw is not None
         pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()

@@ -16,11 +16,9 @@ import pytest
 
 from harken.artifacts import iterate_records
 from harken.errors import DataError
+from harken.preferences.agreement import Metric, alpha_interval, krippendorff_alpha
 from harken.preferences.quality import (
-    Metric,
     agreement_report,
-    alpha_interval,
-    krippendorff_alpha,
     split_half_correlation,
 )
 from harken.records import Completion, Judge, Judgment, Message, RatedAxis, Rating

@@ -1,6 +1,7 @@
 """One frozen config per stage; an unknown key is an error that names the nearest valid one."""
 
 from harken.config.base import Config, apply_overrides, build, differences, field_paths, load
+from harken.config.disclosure import DisclosureConfig, PayConfig
 from harken.config.evaluate import BestOfConfig, EvaluateConfig, GenerateConfig
 from harken.config.ilql import IlqlConfig, IlqlLossConfig
 from harken.config.nlpo import MaskConfig
@@ -43,8 +44,19 @@ from harken.config.preference import (
     SimpoLossConfig,
     needs_reference,
 )
-from harken.config.preferences import PreferencesConfig
+from harken.config.preferences import (
+    BradleyTerryConfig,
+    DawidSkeneConfig,
+    MaceConfig,
+    MajorityConfig,
+    OrderedLogitConfig,
+    PlackettLuceConfig,
+    PreferencesConfig,
+    ReliabilityConfig,
+    Resolve,
+)
 from harken.config.presets import load_preset, preset, preset_names
+from harken.config.project import ProjectConfig, TaskConfig
 from harken.config.recipe import (
     RECIPES,
     CollectConfig,
@@ -69,6 +81,7 @@ __all__ = [
     "RECIPES",
     "AdaptiveKl",
     "BestOfConfig",
+    "BradleyTerryConfig",
     "ChatConfig",
     "CispoLossConfig",
     "CollectConfig",
@@ -76,6 +89,8 @@ __all__ = [
     "Config",
     "CpoConfig",
     "CpoLossConfig",
+    "DawidSkeneConfig",
+    "DisclosureConfig",
     "DpoConfig",
     "DpoLossConfig",
     "EvaluateConfig",
@@ -93,22 +108,30 @@ __all__ = [
     "KtoConfig",
     "KtoLossConfig",
     "LoraConfig",
+    "MaceConfig",
+    "MajorityConfig",
     "MaskConfig",
     "OnlineDpoConfig",
     "OptimizerConfig",
+    "OrderedLogitConfig",
     "OrpoConfig",
     "OrpoLossConfig",
     "OwnSamplerConfig",
+    "PayConfig",
+    "PlackettLuceConfig",
     "PolicyLoss",
     "PpoConfig",
     "PpoLossConfig",
     "PreferenceLoss",
     "PreferencesConfig",
+    "ProjectConfig",
     "PtxConfig",
     "RecipeConfig",
     "ReinforceConfig",
     "ReinforceLossConfig",
+    "ReliabilityConfig",
     "RemaxConfig",
+    "Resolve",
     "RewardConfig",
     "RftConfig",
     "RlooConfig",
@@ -119,6 +142,7 @@ __all__ = [
     "SftConfig",
     "SimpoConfig",
     "SimpoLossConfig",
+    "TaskConfig",
     "Tune",
     "ValueConfig",
     "VllmConfig",

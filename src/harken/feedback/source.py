@@ -1,9 +1,14 @@
 """What an importer hands over: records, where they came from, and what to know about them."""
 
+import dataclasses
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Self
 
 from harken.records import Completion, Judgment, Prompt
+
+LICENSE_NOTE = "license: "
+"""Begins the note by which an import carries its license."""
 
 
 @dataclass(frozen=True)
@@ -16,6 +21,10 @@ class ImportSource:
     sha256: str
     """Of the file, or of the listing of all files read."""
     notes: tuple[str, ...] = ()
+
+    def with_notes(self, *notes: str) -> Self:
+        """Return the same source with more to know about it."""
+        return dataclasses.replace(self, notes=(*self.notes, *notes))
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from harken.artifacts import write_records
 from harken.config.preferences import PreferencesConfig
@@ -49,8 +50,12 @@ def write_training_data(
     config: PreferencesConfig,
     *,
     parents: Mapping[str, str],
+    info: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write what is wanted of `pairs`, `demonstrations`, `train_prompts` and `heldout_prompts`, each to its file."""
+    """Write what is wanted of `pairs`, `demonstrations`, `train_prompts` and `heldout_prompts`, each to its file.
+
+    Pairs of ratings only have no `info`; of votes the manifest says how they were resolved.
+    """
     prompts = beginnings(rated, config)
     records: dict[str, tuple[str, Sequence[PreferencePair] | Sequence[Demonstration] | Sequence[Prompt]]] = {
         "pairs": ("pairs", pairs),
@@ -60,4 +65,5 @@ def write_training_data(
     }
     for name, path in files.items():
         kind, found = records[name]
-        write_records(path, found, kind=kind, parents=parents, seeds={"seed": config.seed})
+        facts = dict(info or {}) if name == "pairs" else {}
+        write_records(path, found, kind=kind, parents=parents, seeds={"seed": config.seed}, info=facts)

@@ -1,9 +1,12 @@
-"""Rated completions -> preference pairs, within a prompt, by mean rating: random ones, or groups all with all."""
+"""Judgments -> preference pairs: votes resolved, and ratings by mean, in random pairs or in groups all with all."""
 
 import random
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +15,7 @@ from harken.config.preferences import PreferencesConfig
 from harken.errors import DataError
 from harken.preferences.resolve import rated_completions
 from harken.preferences.split import assign_splits, normalized_text
+from harken.preferences.vote_pairs import pairs_from_votes
 from harken.records import (
     Completion,
     Judgment,
@@ -24,6 +28,9 @@ from harken.records import (
 
 _MATCHING_PASSES = 8
 """How often completions that found no partner are shuffled again; the rest stays single."""
+
+_KIND = re.compile(rb'"answer"\s*:\s*\{\s*"type"\s*:\s*"(\w+)"')
+"""Where a judgment says what kind of answer it is; quotes inside a text are escaped, so no text looks like it."""
 
 _Pair = tuple[RatedCompletion, RatedCompletion]
 
@@ -155,22 +162,73 @@ def _pair(
     )
 
 
+@dataclass(frozen=True)
+class Resolution:
+    """What an export came to."""
+
+    pairs: list[PreferencePair]
+    rated: list[RatedCompletion]
+    facts: dict[str, Any]
+    """JSON-able: how votes were resolved, judgments and pairs by what became of them; empty for ratings only."""
+    notes: tuple[str, ...] = ()
+    """What a person should know, a line each."""
+
+
 def preferences_from_export(
     folder: Path, config: PreferencesConfig
 ) -> tuple[list[PreferencePair], list[RatedCompletion]]:
     """Read a folder that `harken collect export` wrote into pairs and rated completions.
 
     Raises:
-        DataError: the folder is missing, was changed after it was written, or holds no ratings.
+        DataError: as `resolve_export`.
+    """
+    found = resolve_export(folder, config)
+    return found.pairs, found.rated
+
+
+def resolve_export(folder: Path, config: PreferencesConfig) -> Resolution:
+    """Read a folder that `harken collect export` wrote, and make pairs of its comparisons, rankings and ratings.
+
+    Raises:
+        DataError: the folder is missing, was changed after it was written, or holds none of the three.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: not a folder; expected one that `harken collect export` wrote")
     verify(folder)
-    rated = rated_completions(
-        iterate_records(folder / "prompts.jsonl", Prompt),
-        iterate_records(folder / "completions.jsonl", Completion),
-        iterate_records(folder / "judgments.jsonl", Judgment),
-        axis=config.axis,
-    )
-    items = assign_splits(rated, heldout_fraction=config.heldout_fraction, seed=config.seed)
-    return pairs_from_ratings(items, config), items
+    prompts = list(iterate_records(folder / "prompts.jsonl", Prompt))
+    kinds = _answer_kinds(folder / "judgments.jsonl")
+    if not kinds & {"comparison", "ranking", "rating"}:
+        found = f"only {', '.join(sorted(kinds))}" if kinds else "no judgments"
+        raise DataError(f"{folder}: expected comparisons, rankings or ratings, found {found}")
+    items: list[RatedCompletion] = []
+    if "rating" in kinds:
+        rated = rated_completions(prompts, _completions(folder), _judgments(folder), axis=config.axis)
+        items = assign_splits(rated, heldout_fraction=config.heldout_fraction, seed=config.seed)
+    pairs = pairs_from_ratings(items, config)
+    if not kinds & {"comparison", "ranking"}:
+        return Resolution(pairs, items, {})
+    by_text = "rating" in kinds  # the split of rated texts is by text, and a text is on one side only
+    voted = pairs_from_votes(_judgments(folder), prompts, _completions(folder), config, by_text=by_text)
+    return Resolution(pairs + voted.pairs, items, voted.facts, voted.notes)
+
+
+def _answer_kinds(path: Path) -> set[str]:
+    """Return the kinds of answers in a file of judgments, without the cost of checking each record."""
+    kinds: set[str] = set()
+    try:
+        with path.open("rb") as file:
+            for line in file:
+                # What the records are is checked when they are read; a line that is none has no kind.
+                if found := _KIND.search(line):
+                    kinds.add(found.group(1).decode())
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}; check the path") from error
+    return kinds
+
+
+def _completions(folder: Path) -> Iterator[Completion]:
+    return iterate_records(folder / "completions.jsonl", Completion)
+
+
+def _judgments(folder: Path) -> Iterator[Judgment]:
+    return iterate_records(folder / "judgments.jsonl", Judgment)

@@ -141,7 +141,7 @@ def train_step(
 ) -> dict[str, float]:
     """Take one optimizer step; the loss is the weighted mean over the batch's pairs."""
     labels = torch.tensor([pair.soft_label if config.soft_labels else 1.0 for pair in pairs])
-    margins = torch.tensor([config.margins[pair.strength] for pair in pairs])
+    margins = torch.tensor([config.margins[p.strength] if p.margin is None else p.margin for p in pairs])
     weights = torch.tensor([pair.weight for pair in pairs])
     denominator = float(weights.sum())
     totals: dict[str, float] = {"loss": 0.0}

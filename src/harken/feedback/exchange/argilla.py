@@ -28,6 +28,7 @@ from harken.feedback.exchange.entry import (
 )
 from harken.feedback.exchange.facts import Fact
 from harken.records import (
+    Abstention,
     Answer,
     Comparison,
     Completion,
@@ -318,6 +319,8 @@ def _questions(judgment: Judgment, names: dict[str, str]) -> tuple[Row, Row]:
             return {"demonstration": answer.text}, {}
         case RankingAnswer():
             raise BadRow("a ranking, whose ranks Argilla's client would lose", "not supported")
+        case Abstention():
+            raise BadRow("a task left without an answer", "not supported")
 
 
 def _ratings(answer: Rating, names: dict[str, str]) -> tuple[Row, Row]:

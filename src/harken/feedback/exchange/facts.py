@@ -5,6 +5,7 @@ from enum import StrEnum
 
 from harken.feedback.exchange.entry import Entry
 from harken.records import (
+    Abstention,
     Comparison,
     Completion,
     Correction,
@@ -35,6 +36,7 @@ class Fact(StrEnum):
     corrections = "corrections"
     demonstrations = "demonstrations"
     critiques = "critiques"
+    abstentions = "tasks other than comparisons that were skipped, or left without an answer"
     judges = "who judged"
     kinds = "whether a person, a model or a rule judged"
     order = "in which order the completions were shown"
@@ -51,6 +53,8 @@ class Fact(StrEnum):
     splits = "the split into training and held-out"
     soft = "soft labels, weights and differences of pairs"
     judged_alone = "completions that nobody judged"
+    flags = "what judges reported beside their answers"
+    tasks = "the task and project of the web app, and the right answer where it was a test"
 
 
 ANSWERS = frozenset(
@@ -67,6 +71,7 @@ ANSWERS = frozenset(
         Fact.corrections,
         Fact.demonstrations,
         Fact.critiques,
+        Fact.abstentions,
     }
 )
 """The facts without which the whole judgment is lost; losing any other only takes something from it."""
@@ -97,6 +102,8 @@ def answer_fact(judgment: Judgment) -> frozenset[Fact]:
             return frozenset({Fact.demonstrations})
         case Critique():
             return frozenset({Fact.critiques})
+        case Abstention():
+            return frozenset({Fact.abstentions})
 
 
 def facts_of(entry: Entry) -> set[Fact]:
@@ -132,6 +139,8 @@ def _details(judgment: Judgment) -> set[Fact]:
         Fact.durations: timing.active_s is not None,
         Fact.guidelines: judgment.guideline,
         Fact.history: judgment.supersedes,
+        Fact.flags: judgment.flags,
+        Fact.tasks: judgment.assignment,
         Fact.strengths: isinstance(answer, Comparison) and answer.strength is not None,
         Fact.rank_ties: isinstance(answer, RankingAnswer)
         and (len(set(answer.ranks.values())) < len(answer.ranks) or set(answer.ranks) != set(judgment.shown)),

@@ -6,6 +6,7 @@ from harken.feedback.exchange.entry import BadRow, Entry, Row
 from harken.feedback.exchange.facts import Fact
 from harken.feedback.exchange.label_studio_config import STRENGTHS, is_stars, written_config
 from harken.records import (
+    Abstention,
     Comparison,
     Completion,
     Correction,
@@ -115,6 +116,8 @@ class Written:
                 if judgment.shown:
                     raise BadRow("a demonstration beside completions", "not supported")
                 return [_result("demonstration", "prompt", "textarea", {"text": [answer.text]})]
+            case Abstention():
+                raise BadRow("a task left without an answer", "not supported")
 
     def _rating(self, name: str, axis: RatedAxis) -> Row:
         known = self._axes.setdefault(name, axis)

@@ -1,7 +1,8 @@
 """Adding records in one transaction: idempotent by id, with every reference checked."""
 
 import datetime
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -21,11 +22,20 @@ ItemT = TypeVar("ItemT")
 class Adding:
     """One transaction of `add`: what is known so far, and how many records were there before."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, is_erased: Callable[[str], bool] | None = None) -> None:
+        """Begin.
+
+        Args:
+            connection: in a write transaction.
+            is_erased: True for a judge whose judgments may not come back; None where nobody was erased.
+        """
         self._connection = connection
+        self._is_erased = is_erased
+        self._erased_ids: set[str] = set()
         self._known_prompts: set[str] = set()
         self._prompt_of_completion: dict[str, str] = {}
         self.num_already_there = 0
+        self.num_erased = 0
 
     def prompts(self, records: Iterable[Prompt]) -> int:
         """Insert new prompts and return their number."""
@@ -49,9 +59,9 @@ class Adding:
         """Insert new judgments and return their number."""
         count = 0
         now = utc_now()
-        for chunk in _chunks(records):
+        for chunk in _chunks(self._of_people_not_erased(records)):
             self._check_references(chunk)
-            columns = {record.id: _judgment_columns(record, now) for record in chunk}
+            columns = {record.id: judgment_columns(record, now) for record in chunk}
             new = self._insert(tables.judgments, chunk, columns)
             rows = [
                 {"judgment_id": record.id, "position": position, "completion_id": completion_id}
@@ -62,6 +72,25 @@ class Adding:
                 self._connection.execute(tables.shown.insert(), rows)
             count += len(new)
         return count
+
+    def _of_people_not_erased(self, records: Iterable[Judgment]) -> Iterable[Judgment]:
+        if self._is_erased is None:
+            return records
+        return self._filtered(records, self._is_erased)
+
+    def _filtered(self, records: Iterable[Judgment], is_erased: Callable[[str], bool]) -> Iterator[Judgment]:
+        known: dict[str, bool] = {}
+        for record in records:
+            judge = record.judge.id
+            if judge not in known:
+                known[judge] = is_erased(judge)
+            if known[judge]:
+                self.num_erased += 1
+                self._erased_ids.add(record.id)
+            elif record.supersedes in self._erased_ids:
+                yield record.model_copy(update={"supersedes": None})
+            else:
+                yield record
 
     def _insert(self, table: Table, chunk: list[RecordT], columns: Mapping[str, Mapping[str, Any]]) -> list[RecordT]:
         """Insert the records that are not there yet and return them."""
@@ -135,7 +164,8 @@ def _unknown(kind: str, record_id: str, wanted_kind: str, wanted_id: str) -> Dat
     )
 
 
-def _judgment_columns(record: Judgment, now: str) -> dict[str, Any]:
+def judgment_columns(record: Judgment, now: str) -> dict[str, Any]:
+    """Return the columns by which a judgment is found and counted."""
     return {
         "prompt_id": record.prompt_id,
         "judge_id": record.judge.id,
@@ -146,9 +176,10 @@ def _judgment_columns(record: Judgment, now: str) -> dict[str, Any]:
     }
 
 
-def utc_now() -> str:
-    """Return the time in UTC, ISO 8601, to the second."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+def utc_now(seconds: float | None = None) -> str:
+    """Return the time in UTC, ISO 8601, to the second: now, or that of so many seconds since 1970."""
+    when = time.time() if seconds is None else seconds
+    return datetime.datetime.fromtimestamp(when, datetime.UTC).isoformat(timespec="seconds")
 
 
 ItemT = TypeVar("ItemT")

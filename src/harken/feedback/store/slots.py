@@ -1,0 +1,168 @@
+"""Slots: which one a person gets next, and what becomes of it."""
+
+import json
+import random
+import secrets
+import time
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from sqlalchemy import ColumnElement, Connection, Row, Select, and_, exists, func, insert, or_, select, update
+
+from harken.errors import HarkenError
+from harken.feedback.store.projects import Project
+from harken.feedback.store.work_tables import NOT_DONE, leases, members, slots, tasks
+
+DAY_S = 86400.0
+
+
+class NoTask(HarkenError):
+    """There is nothing to do for this person."""
+
+    def __init__(self, why: Literal["closed", "members", "limit", "day", "empty"]) -> None:
+        """Say why: project closed or for members only, a limit in all or for the day reached, nothing left."""
+        super().__init__(f"nothing to do here: {why}")
+        self.why = why
+
+
+def unfinished_lease(connection: Connection, project_id: str, person_id: str) -> Row[Any] | None:
+    """Return the lease the person has not answered and nobody else has taken over."""
+    query = (
+        select(leases)
+        .join(slots, slots.c.lease_id == leases.c.id)
+        .where(leases.c.person_id == person_id, leases.c.project_id == project_id, leases.c.judgment_id.is_(None))
+        .order_by(leases.c.claimed_at)
+        .limit(1)
+        .with_for_update(of=slots)
+    )
+    return connection.execute(query).one_or_none()
+
+
+def count_answered(connection: Connection, project_id: str, person_id: str, since: float) -> int:
+    """Return how many tasks a person has answered since a time; skipped ones do not count."""
+    query = select(func.count()).where(
+        leases.c.person_id == person_id,
+        leases.c.project_id == project_id,
+        leases.c.judgment_id.is_not(None),
+        leases.c.skipped.is_(False),
+        leases.c.ended_at >= since,
+    )
+    return connection.execute(query).scalar_one()
+
+
+def pools_within_limits(connection: Connection, project: Project, person_id: str) -> tuple[str, ...]:
+    """Return the pools a person may work in, the open one ("") included.
+
+    Raises:
+        NoTask: the person is no member where members only may work, or a limit is reached.
+    """
+    key = (members.c.project_id == project.id) & (members.c.person_id == person_id)
+    member = connection.execute(select(members).where(key)).one_or_none()
+    if member is None and project.config.access == "members":
+        raise NoTask("members")
+    in_all, a_day = project.config.max_tasks, project.config.max_tasks_a_day
+    if member is not None:
+        in_all = in_all if member.max_tasks is None else member.max_tasks
+        a_day = a_day if member.max_tasks_a_day is None else member.max_tasks_a_day
+    if in_all is not None and count_answered(connection, project.id, person_id, 0.0) >= in_all:
+        raise NoTask("limit")
+    if a_day is not None and count_answered(connection, project.id, person_id, time.time() - DAY_S) >= a_day:
+        raise NoTask("day")
+    return ("", *(json.loads(member.pools) if member else ()))
+
+
+def take_slot(connection: Connection, project: Project, person_id: str, pools: Sequence[str]) -> Row[Any]:
+    """Lease the first slot that is free, of a task that the person has never had."""
+    newest = select(func.max(leases.c.position)).where(
+        leases.c.person_id == person_id, leases.c.project_id == project.id
+    )
+    position = connection.execute(newest).scalar_one()
+    # Behind the newest task first: a scan from the start would pass all that the person has done.
+    found = connection.execute(_free(project.id, person_id, pools, position)).one_or_none()
+    if found is None and position is not None:
+        found = connection.execute(_free(project.id, person_id, pools, None)).one_or_none()
+    if found is None:
+        raise NoTask("empty")
+    task = connection.execute(select(tasks).where(tasks.c.id == found.task_id)).one()
+    shown: list[str] = json.loads(task.completion_ids)
+    # Drawn anew for each person and written down: the page shows this order each time.
+    random.SystemRandom().shuffle(shown)
+    now = time.time()
+    row = connection.execute(
+        insert(leases)
+        .values(
+            id=secrets.token_hex(16),
+            task_id=task.id,
+            person_id=person_id,
+            project_id=project.id,
+            position=task.position,
+            shown=json.dumps(shown),
+            guideline=project.guideline,
+            claimed_at=now,
+            skipped=False,
+        )
+        .returning(leases)
+    ).one()
+    connection.execute(
+        update(slots)
+        .where(slots.c.task_id == found.task_id, slots.c.number == found.number)
+        .values(state="leased", lease_id=row.id, expires_at=now + project.config.lease_minutes * 60)
+    )
+    return row
+
+
+def _free(project_id: str, person_id: str, pools: Sequence[str], after: int | None) -> Select[str, int]:
+    # The table of leases that is asked here must not be mixed up with the one of the slot's own lease.
+    had = leases.alias("had")
+    query = (
+        select(slots.c.task_id, slots.c.number)
+        .where(
+            slots.c.project_id == project_id,
+            NOT_DONE,
+            _is_free(time.time()),
+            slots.c.pool.in_(list(pools)),
+            ~exists().where(had.c.task_id == slots.c.task_id, had.c.person_id == person_id),
+        )
+        .order_by(slots.c.position, slots.c.number)
+        .limit(1)
+        .with_for_update(skip_locked=True, of=slots)
+    )
+    return query if after is None else query.where(slots.c.position > after)
+
+
+def _is_free(now: float) -> ColumnElement[bool]:
+    return or_(slots.c.state == "open", and_(slots.c.state == "leased", slots.c.expires_at < now))
+
+
+def extend_lease(connection: Connection, project: Project, lease_id: str) -> None:
+    """Give a lease that is still held its whole time again."""
+    connection.execute(
+        update(slots)
+        .where(slots.c.lease_id == lease_id, slots.c.state == "leased")
+        .values(expires_at=time.time() + project.config.lease_minutes * 60)
+    )
+
+
+def settle_slot(connection: Connection, lease: Row[Any], *, skipped: bool) -> bool:
+    """Mark the lease's slot as done, or free it after a skip; False where it has gone to somebody else."""
+    own = (slots.c.lease_id == lease.id) & (slots.c.task_id == lease.task_id)
+    if skipped:
+        values: dict[str, Any] = {"state": "open", "lease_id": None, "expires_at": None}
+        connection.execute(update(slots).where(own).values(**values))
+        return True
+    if connection.execute(update(slots).where(own).values(state="done", expires_at=None)).rowcount:
+        return True
+    # Gone, but another one of the task may be free: then this answer is one that was asked for.
+    free = (
+        select(slots.c.number)
+        .where(slots.c.task_id == lease.task_id, _is_free(time.time()))
+        .order_by(slots.c.number)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+    )
+    number = connection.execute(free).scalar_one_or_none()
+    if number is None:
+        return False
+    place = (slots.c.task_id == lease.task_id) & (slots.c.number == number)
+    connection.execute(update(slots).where(place).values(state="done", lease_id=lease.id, expires_at=None))
+    return True

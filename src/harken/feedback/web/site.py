@@ -1,0 +1,180 @@
+"""What every page of one running app has at hand: store, secret, address, templates."""
+
+import hashlib
+import hmac
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, cast
+from urllib.parse import urlsplit
+
+from fastapi import Depends, Request
+from fastapi.responses import HTMLResponse, Response
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from harken.artifacts import storage_errors
+from harken.config.base import Config
+from harken.errors import DataError, UsageError
+from harken.feedback.store import Accounts, FeedbackStore, Leases, Projects
+from harken.feedback.store.accounts import SESSION_MAX_S
+from harken.feedback.web.render import plain, rich
+
+STATIC = Path(__file__).parent / "static"
+_SECRET_BYTES = 32
+
+
+class UiConfig(Config):
+    """How one app is run; each server process gets the same."""
+
+    store: str
+    """Feedback store, as a URL."""
+    address: str
+    """The address people type, such as https://label.example.org."""
+    secret_file: Path
+    """File with the app's secret, readable by its owner only."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """One running app."""
+
+    store: FeedbackStore
+    accounts: Accounts
+    projects: Projects
+    leases: Leases
+    secret: bytes
+    address: str
+    templates: Environment
+
+    @property
+    def is_https(self) -> bool:
+        """Whether browsers reach the app over TLS."""
+        return self.address.startswith("https://")
+
+    @property
+    def cookie(self) -> str:
+        """Name of the session's cookie; with this prefix browsers refuse one that another host or path has set."""
+        return "__Host-harken" if self.is_https else "harken"
+
+    def keyed(self, text: str) -> str:
+        """Return a hash that nobody can compute without the app's secret."""
+        return hmac.new(self.secret, text.encode(), hashlib.sha256).hexdigest()
+
+    def page(self, request: Request, template: str, status: int = 200, **values: Any) -> HTMLResponse:
+        """Return a page; `person` and `csrf` are known to every template."""
+        html = self.templates.get_template(template).render(
+            person=getattr(request.state, "person", None),
+            csrf=getattr(request.state, "csrf", ""),
+            **values,
+        )
+        response = HTMLResponse(html, status_code=status)
+        if fresh := getattr(request.state, "fresh_cookie", None):
+            self.give_cookie(response, fresh)
+        return response
+
+    def give_cookie(self, response: Response, token: str) -> None:
+        """Set the cookie of a session, or of a visitor who has none."""
+        response.set_cookie(
+            self.cookie,
+            token,
+            max_age=int(SESSION_MAX_S),
+            httponly=True,
+            samesite="lax",
+            secure=self.is_https,
+            path="/",
+        )
+
+
+def open_site(config: UiConfig) -> Site:
+    """Open the store and read the secret, which is made first if it is not there.
+
+    Raises:
+        DataError: the store or the secret cannot be used.
+        StorageError: one of them cannot be written.
+    """
+    secret = read_secret(config.secret_file)
+    store = FeedbackStore.open(config.store)
+    templates = Environment(
+        loader=PackageLoader("harken.feedback.web"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    # Jinja gives no type for its filters.
+    cast("dict[str, Any]", templates.filters).update(plain=plain, rich=rich)  # pyright: ignore[reportUnknownMemberType]
+    return Site(
+        store=store,
+        accounts=Accounts(store.database),
+        projects=Projects(store.database),
+        leases=Leases(store.database),
+        secret=secret,
+        address=config.address,
+        templates=templates,
+    )
+
+
+def read_secret(path: Path) -> bytes:
+    """Return the secret in a file; a file that is not there is made, readable by its owner only.
+
+    Raises:
+        DataError: others can read the file, or it holds no secret.
+        StorageError: it cannot be written.
+    """
+    if not path.exists():
+        with storage_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Written apart and linked: another process that starts now sees no file or a whole one, never half of one.
+            fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+            handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(handle, "w") as file:
+                file.write(secrets.token_hex(_SECRET_BYTES))
+            try:
+                os.link(fresh, path)
+            except FileExistsError:
+                return read_secret(path)
+            finally:
+                fresh.unlink()
+    if path.stat().st_mode & 0o077:
+        raise DataError(f"{path}: others may read this secret; run chmod 600 on it, or delete it to get a fresh one")
+    text = path.read_text().strip()
+    if len(text) < 2 * _SECRET_BYTES:
+        raise DataError(f"{path}: no secret of {2 * _SECRET_BYTES} characters; delete the file to get a fresh one")
+    return text.encode()
+
+
+def check_address(address: str, *, insecure: bool) -> str:
+    """Return the address people type, without a slash at its end.
+
+    Raises:
+        UsageError: it is no address, or passwords would travel in the clear and `insecure` does not allow it.
+    """
+    parts = urlsplit(address)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.path not in ("", "/"):
+        raise UsageError(f"--address {address}: expected something like https://label.example.org")
+    if parts.scheme == "http" and parts.hostname not in ("localhost", "127.0.0.1", "::1") and not insecure:
+        raise UsageError(
+            f"--address {address}: passwords would travel readable for all; put a server with TLS in front and give "
+            "its https address, or allow it with --insecure-http"
+        )
+    return f"{parts.scheme}://{parts.netloc}"
+
+
+def _site(request: Request) -> Site:
+    return request.app.state.site
+
+
+SiteDep = Annotated[Site, Depends(_site)]
+
+
+def first_steps(config: UiConfig) -> str | None:
+    """Make or upgrade the store, and return the link for the first owner's account where nobody has one yet.
+
+    Raises:
+        DataError: the store cannot be used.
+        StorageError: it cannot be written.
+    """
+    with FeedbackStore.open(config.store) as store:
+        accounts = Accounts(store.database)
+        return None if accounts.has_owner() else f"{config.address}/join/{accounts.first_invitation()}"
