@@ -219,7 +219,9 @@ def agreement(
     ] = None,
     gold: Annotated[
         Path | None,
-        typer.Option("--gold", metavar="F", help="Judgments known to be right, as records: each judge is measured."),
+        typer.Option(
+            "--gold", metavar="F", help="Judgments known to be right, as records, in place of the tasks' gold answers."
+        ),
     ] = None,
     groups: Annotated[
         Path | None,
@@ -239,6 +241,7 @@ def agreement(
     """
     from harken.errors import DataError
     from harken.feedback.store import FeedbackStore
+    from harken.preferences.judges import gold_of_tasks
     from harken.preferences.quality import agreement_report
     from harken.preferences.votes_report import votes_report
 
@@ -248,6 +251,7 @@ def agreement(
         found: dict[str, Any] = {}
         if "rating" in kinds:
             found = agreement_report(opened.judgments(), opened.completions(), axis=axis)
+        given["gold"] = given["gold"] or gold_of_tasks(opened.judgments()) or None
         if votes := votes_report(opened.judgments(), opened.completions(), **given):
             found["votes"] = votes
     if not found:
