@@ -185,11 +185,13 @@ def _sharing(opened: "FeedbackStore", scope: str, *, include_text: bool) -> "Sha
 def _export_format(
     opened: "FeedbackStore", out: Path, format: str, *, texts: bool, ties: Ties, accept_loss: bool
 ) -> None:
+    from harken.artifacts import artifact_digest
     from harken.feedback.exchange.own import entries_of
 
     entries = list(entries_of(opened.prompts(), opened.completions(), opened.judgments()))
     info = {"source": opened.name}
     write_entries(entries, out, format, texts=texts, ties=ties, accept_loss=accept_loss, info=info)
+    opened.remember_export(out, artifact_digest(out), sum(len(entry.judgments) for entry in entries))
 
 
 def status(store: StoreOption, as_json: JsonOption = False) -> None:
