@@ -134,12 +134,12 @@ def clean_exports(connection: Connection, request: Erasing) -> None:
 def scan(request: Erasing, store: Path | None, found: Erasure) -> Erasure:
     """Return the erasure as done, with the files in which the person's id still stands.
 
-    Nothing is searched for a short id, or where the store is no file (None).
+    Nothing is searched for a short id; of a store in PostgreSQL (None) only exports are.
     """
     needle = request.person.encode()
-    if store is None or len(needle) < _MIN_SCANNED:
+    if len(needle) < _MIN_SCANNED:
         return found.model_copy(update={"done": True})
-    files = [store.with_name(f"{store.name}{end}") for end in ("", "-wal", "-shm", "-journal")]
+    files = [store.with_name(f"{store.name}{end}") for end in ("", "-wal", "-shm", "-journal")] if store else []
     files += [Path(one.path) for one in found.made]
     files += [file for export in found.exports for file in Path(export.folder).rglob("*") if file.is_file()]
     hits = lineage.find_bytes([file for file in files if file.is_file()], [needle])
