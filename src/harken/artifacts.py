@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 import tempfile
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -91,6 +92,30 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file atomically, in UTF-8."""
     with atomic_file(path) as file:
         file.write(text.encode())
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that is not there yet, readable by its owner only from the first byte on.
+
+    If another process was faster, its file stays.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    with storage_errors(path):
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            # Fails if the file is there; a rename would replace it.
+            with contextlib.suppress(FileExistsError):
+                os.link(temporary, path)
+        finally:
+            temporary.unlink()
 
 
 def write_json(path: Path, value: object) -> None:

@@ -167,7 +167,11 @@ collect_app.command(
     )
 )(withdraw)
 collect_app.command(
-    "self-export", epilog=examples("harken collect self-export --store sqlite:///f.db --person p17 --out p17.json")
+    "self-export",
+    epilog=examples(
+        "harken collect self-export --store sqlite:///f.db --person p17 \\",
+        "    --out p17.json",
+    ),
 )(self_export)
 collect_app.command(
     "erase-person",

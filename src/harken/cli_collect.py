@@ -185,11 +185,13 @@ def _sharing(opened: "FeedbackStore", scope: str, *, include_text: bool) -> "Sha
 def _export_format(
     opened: "FeedbackStore", out: Path, format: str, *, texts: bool, ties: Ties, accept_loss: bool
 ) -> None:
+    from harken.artifacts import artifact_digest
     from harken.feedback.exchange.own import entries_of
 
     entries = list(entries_of(opened.prompts(), opened.completions(), opened.judgments()))
     info = {"source": opened.name}
     write_entries(entries, out, format, texts=texts, ties=ties, accept_loss=accept_loss, info=info)
+    opened.remember_export(out, artifact_digest(out), sum(len(entry.judgments) for entry in entries))
 
 
 def status(store: StoreOption, as_json: JsonOption = False) -> None:
@@ -219,7 +221,9 @@ def agreement(
     ] = None,
     gold: Annotated[
         Path | None,
-        typer.Option("--gold", metavar="F", help="Judgments known to be right, as records: each judge is measured."),
+        typer.Option(
+            "--gold", metavar="F", help="Judgments known to be right, as records, in place of the tasks' gold answers."
+        ),
     ] = None,
     groups: Annotated[
         Path | None,
@@ -239,6 +243,7 @@ def agreement(
     """
     from harken.errors import DataError
     from harken.feedback.store import FeedbackStore
+    from harken.preferences.judges import gold_of_tasks
     from harken.preferences.quality import agreement_report
     from harken.preferences.votes_report import votes_report
 
@@ -248,6 +253,7 @@ def agreement(
         found: dict[str, Any] = {}
         if "rating" in kinds:
             found = agreement_report(opened.judgments(), opened.completions(), axis=axis)
+        given["gold"] = given["gold"] or gold_of_tasks(opened.judgments()) or None
         if votes := votes_report(opened.judgments(), opened.completions(), **given):
             found["votes"] = votes
     if not found:

@@ -167,9 +167,9 @@ def _erasure_text(found: "Erasure") -> str:
         lines += ["the id still stands in these files (in a text, perhaps):"]
         lines += [f"  {path}" for path in found.still_found_in]
     elif found.is_scanned:
-        lines += ["searched the database and the exports byte by byte: no trace of the id"]
+        lines += ["searched the store's files and the exports byte by byte: no trace of the id"]
     elif found.done:
-        lines += ["no file was searched for the id: it is too short, or the store is in PostgreSQL"]
+        lines += ["the id is too short to search files for it"]
     return "\n".join(lines)
 
 

@@ -50,6 +50,18 @@ def test_a_redacted_import_holds_marks(folder: Path) -> None:
     assert "license: CC0-1.0" in whole
 
 
+def test_a_file_in_another_format_is_named_and_searched(folder: Path) -> None:
+    assert call("collect", "export", *STORE, "--format", "csv", "--out", "votes.csv", "--accept-loss").code == 0
+    assert "digest" in call("collect", "verify-audit", *STORE, "--entries").out
+    ended = call("collect", "erase-person", *STORE, "--person", ANN, "--yes")
+    assert ended.code == 1
+    whole = " ".join(ended.out.split())
+    assert f"make anew: csv: {folder / 'votes.csv'}" in whole
+    assert f"the id still stands in these files (in a text, perhaps): {folder / 'votes.csv'}" in whole
+    assert call("collect", "export", *STORE, "--format", "csv", "--out", "votes.csv", "--accept-loss").code == 0
+    assert call("collect", "erase-person", *STORE, "--person", ANN, "--yes").code == 0
+
+
 def test_an_unknown_region_is_refused() -> None:
     ended = call("collect", "import", *STORE, "--format", "harken", "--redact", "--regions", "XX", "source")
     assert ended.code == 2

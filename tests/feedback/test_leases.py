@@ -302,5 +302,6 @@ def test_a_crowd_loses_and_doubles_nothing(work: Workshop, store_url: str) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # 30,000 transactions: 6 minutes on two busy cores
 def test_fifty_people_claim_two_hundred_tasks_each(work: Workshop, store_url: str) -> None:
     _crowd(work, store_url, num_people=50, num_tasks=4000, overlap=3, each=200)

@@ -17,9 +17,11 @@ from harken.config.preferences import (
     Resolve,
 )
 from harken.errors import DataError
+from harken.preferences.judges import gold_of_tasks
 from harken.preferences.vote_pairs import VotePairs, pairs_from_votes
 from harken.preferences.votes import read_votes
-from harken.records import Judgment
+from harken.preferences.votes_report import votes_report
+from harken.records import Abstention, Assignment, Comparison, Judgment
 from tests.preferences.crowd import comparison, completion, prompt, ranking
 
 METHODS: tuple[Resolve, ...] = (
@@ -67,6 +69,28 @@ def test_every_outcome_is_counted_and_both_bad_is_a_tie_or_nothing() -> None:
     assert read_votes(judgments).counts == dict.fromkeys(sorted(outcomes), 1)
     assert len(read_votes(judgments)) == 2
     assert len(read_votes(judgments, both_bad="drop")) == 1
+
+
+def test_abstentions_are_counted_and_are_no_votes() -> None:
+    abstained = ranking("2", {"a": 1, "b": 2}).model_copy(update={"answer": Abstention(outcome="skip")})
+    found = _pairs([comparison("1", ("a", "b"), "a"), abstained])
+    assert found.facts["judgments"] == {"abstention": 1, "win": 1}
+    assert "1 judgments are abstentions" in found.notes
+    assert len(found.pairs) == 1
+
+
+def test_gold_answers_of_tasks_are_judgments_known_to_be_right() -> None:
+    right = Comparison(outcome="win", winner="a")
+    task = Assignment(project="p", task_id="t", lease_id="l", gold=right)
+    tested = [
+        comparison(name, shown, winner, judge=name).model_copy(update={"assignment": task})
+        for name, shown, winner in (("1", ("a", "b"), "a"), ("2", ("b", "a"), "b"))
+    ]
+    gold = gold_of_tasks([*tested, comparison("3", ("a", "c"), "c")])
+    assert [(one.answer, one.shown) for one in gold] == [(right, ("a", "b"))]
+    report = votes_report(tested, [completion(name) for name in "abc"], gold=gold, resamples=10)
+    assert report is not None
+    assert [row["gold"]["value"] for row in report["judges"]] == [1.0, 0.0]
 
 
 def test_the_votes_of_a_ranking_share_its_weight() -> None:

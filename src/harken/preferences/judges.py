@@ -12,7 +12,7 @@ from harken.errors import DataError
 from harken.preferences.bias import benjamini_hochberg, share
 from harken.preferences.numeric import Floats, Ints, beta_interval, binomial_p, count, rows
 from harken.preferences.votes import Votes, read_votes
-from harken.records import Judgment
+from harken.records import Comparison, Judge, Judgment, RankingAnswer, content_id
 
 _MIN_STRENGTH, _MAX_STRENGTH = 2.0, 1000.0
 """Bounds of the weight, in votes, of what judges have in common."""
@@ -115,6 +115,23 @@ def judge_table(votes: Votes, met: Meetings, *, gold: Votes | None = None) -> li
             row["gold"] = share(float(right[index]), int(tried[index]))
         table.append(row)
     return table
+
+
+def gold_of_tasks(judgments: Iterable[Judgment]) -> list[Judgment]:
+    """Return the right answers of the web app's tasks that test their judges, as judgments; those of a task once."""
+    found: dict[str, Judgment] = {}
+    for judgment in judgments:
+        task = judgment.assignment
+        if task is None or task.task_id in found:
+            continue
+        answer = task.gold
+        if isinstance(answer, RankingAnswer) or (isinstance(answer, Comparison) and answer.outcome in ("win", "tie")):
+            name = content_id("gold", task.task_id)
+            judge = Judge(id="gold", kind="rule")
+            found[task.task_id] = Judgment(
+                id=name, judge=judge, prompt_id=judgment.prompt_id, shown=judgment.shown, answer=answer
+            )
+    return list(found.values())
 
 
 def gold_votes(judgments: Iterable[Judgment]) -> Votes:

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from harken.artifacts import first_problem, read_json, storage_errors
+from harken.artifacts import first_problem, read_json, storage_errors, write_private
 from harken.errors import DataError
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -157,21 +157,7 @@ def rotate_keys(path: Path) -> Keys:
 
 
 def _write_new(path: Path, keys: BaseModel) -> None:
-    """Write a file that is not there, 0600 from the first byte on; if another process was faster, its file stays."""
-    with storage_errors(path):
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(keys.model_dump_json(indent=2) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        try:
-            os.link(temporary, path)  # fails if the file is there; a rename would replace it
-        except FileExistsError:
-            return
-        finally:
-            temporary.unlink()
+    write_private(path, keys.model_dump_json(indent=2) + "\n")
 
 
 def _new_key(number: int) -> ProjectKey:

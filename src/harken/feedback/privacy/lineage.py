@@ -50,6 +50,12 @@ def find_artifacts(roots: Iterable[Path]) -> list[Artifact]:
     return list(found.values())
 
 
+def artifact_of(path: Path) -> Artifact | None:
+    """Return a file or folder with its manifest, or None where it has none."""
+    manifest = read_manifest(path)
+    return None if manifest is None else Artifact(path, manifest)
+
+
 def made_from(artifacts: Sequence[Artifact], digests: set[str]) -> list[Artifact]:
     """Return what has one of these digests among its ancestors, nearest first."""
     reached, made = set(digests), list[Artifact]()

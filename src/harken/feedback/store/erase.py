@@ -89,12 +89,16 @@ def plan(connection: Connection, request: Erasing) -> Erasure:
     if not rows and not found and connection.execute(trace).first() is None:
         raise UsageError(f"neither the store nor an export holds anything of {request.person!r}; check the id")
     digests = {digest for export, _ in found for digest in export.digests}
+    # Files in other formats, which Harken cannot take anyone out of.
+    files = [one for path in _files(connection) if judgments.name in rows and (one := lineage.artifact_of(path))]
+    digests |= {digest for one in files for digest in one.digests}
+    made = [*files, *lineage.made_from(artifacts, digests)]
     return Erasure(
         done=False,
         rows=rows,
         exports=tuple(FoundExport(folder=str(export.path), num_judgments=count) for export, count in found),
         missing_exports=tuple(missing),
-        made=tuple(Made(kind=one.manifest.kind, path=str(one.path)) for one in lineage.made_from(artifacts, digests)),
+        made=tuple(Made(kind=one.manifest.kind, path=str(one.path)) for one in made),
     )
 
 
@@ -130,12 +134,13 @@ def clean_exports(connection: Connection, request: Erasing) -> None:
 def scan(request: Erasing, store: Path | None, found: Erasure) -> Erasure:
     """Return the erasure as done, with the files in which the person's id still stands.
 
-    Nothing is searched for a short id, or where the store is no file (None).
+    Nothing is searched for a short id; of a store in PostgreSQL (None) only exports are.
     """
     needle = request.person.encode()
-    if store is None or len(needle) < _MIN_SCANNED:
+    if len(needle) < _MIN_SCANNED:
         return found.model_copy(update={"done": True})
-    files = [store.with_name(f"{store.name}{end}") for end in ("", "-wal", "-shm", "-journal")]
+    files = [store.with_name(f"{store.name}{end}") for end in ("", "-wal", "-shm", "-journal")] if store else []
+    files += [Path(one.path) for one in found.made]
     files += [file for export in found.exports for file in Path(export.folder).rglob("*") if file.is_file()]
     hits = lineage.find_bytes([file for file in files if file.is_file()], [needle])
     still = tuple(sorted({str(path) for path, _ in hits}))
@@ -202,8 +207,14 @@ def _artifacts(connection: Connection, request: Erasing) -> tuple[list[lineage.A
     """Return everything with a manifest in the folders to look through, and remembered exports that are gone."""
     remembered = sorted({Path(folder) for folder in connection.execute(select(exports.c.folder)).scalars()})
     there = [folder for folder in remembered if (folder / "manifest.json").is_file()]
-    missing = [str(folder) for folder in remembered if folder not in there]
+    missing = [str(place) for place in remembered if place not in there and not place.is_file()]
     return lineage.find_artifacts([*request.folders, *there]), missing
+
+
+def _files(connection: Connection) -> list[Path]:
+    """Return exports that are files, where they are still there."""
+    places = {Path(place) for place in connection.execute(select(exports.c.folder)).scalars()}
+    return sorted(place for place in places if place.is_file())
 
 
 @contextlib.contextmanager

@@ -227,16 +227,18 @@ class FeedbackStore:
             info["sharing"] = shared.info()
         manifest = Manifest(kind="feedback", files=files, num_records=sum(counts.values()), parents=parents, info=info)
         write_text(folder / "manifest.json", manifest.model_dump_json(indent=2) + "\n")
-        self._remember_export(folder, manifest, sharing, counts["judgments"])
+        scope, key_id = ("", "") if sharing is None else (sharing.scope, sharing.keys.newest)
+        self.remember_export(folder, manifest.digest(), counts["judgments"], scope=scope, key_id=key_id)
         return manifest
 
-    def _remember_export(self, folder: Path, manifest: Manifest, sharing: Sharing | None, count: int) -> None:
-        scope, key_id = ("", "") if sharing is None else (sharing.scope, sharing.keys.newest)
-        digest = manifest.digest()
+    def remember_export(
+        self, place: Path, digest: str, num_judgments: int, *, scope: str = "", key_id: str = ""
+    ) -> None:
+        """Note where an export lies, so that erasing a person finds it, and write it into the audit log."""
+        row = {"folder": str(place.resolve()), "digest": digest, "scope": scope, "key_id": key_id}
         with self.database.writing() as connection:
-            row = {"folder": str(folder.resolve()), "digest": digest, "scope": scope, "key_id": key_id}
-            connection.execute(exports.insert().values(**row, num_judgments=count, created_at=utc_now()))
-            record(connection, "export", COMMAND_LINE, {"digest": digest, "scope": scope, "judgments": count})
+            connection.execute(exports.insert().values(**row, num_judgments=num_judgments, created_at=utc_now()))
+            record(connection, "export", COMMAND_LINE, {"digest": digest, "scope": scope, "judgments": num_judgments})
 
     def erase(self, request: Erasing, *, actor: str) -> Erasure:
         """Erase a person from the store and from every export that is found.

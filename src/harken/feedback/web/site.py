@@ -2,7 +2,6 @@
 
 import hashlib
 import hmac
-import os
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from fastapi import Depends, Request
 from fastapi.responses import HTMLResponse, Response
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from harken.artifacts import storage_errors
+from harken.artifacts import write_private
 from harken.config.base import Config
 from harken.errors import DataError, UsageError
 from harken.feedback.store import Accounts, FeedbackStore, Leases, Projects
@@ -123,19 +122,7 @@ def read_secret(path: Path) -> bytes:
         StorageError: it cannot be written.
     """
     if not path.exists():
-        with storage_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # Written apart and linked: another process that starts now sees no file or a whole one, never half of one.
-            fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-            handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(handle, "w") as file:
-                file.write(secrets.token_hex(_SECRET_BYTES))
-            try:
-                os.link(fresh, path)
-            except FileExistsError:
-                return read_secret(path)
-            finally:
-                fresh.unlink()
+        write_private(path, secrets.token_hex(_SECRET_BYTES))
     if path.stat().st_mode & 0o077:
         raise DataError(f"{path}: others may read this secret; run chmod 600 on it, or delete it to get a fresh one")
     text = path.read_text().strip()
