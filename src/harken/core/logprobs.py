@@ -4,7 +4,7 @@ The shift by one (the state before a token predicts it) happens in ``preceding_s
 else. ``sampling_logprobs`` and ``inverse_cdf_sample`` draw tokens from the same distribution.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, cast
 
 import torch
@@ -95,9 +95,8 @@ def token_logprobs(
         hidden_BSH: (B, S, H), states after each token, any float type.
         ids_BS: (B, S) long.
         completion_mask_BS: (B, S) bool, True = completion token; False at index 0.
-        logits_fn: states (N, H) to logits (N, V), called once per chunk (with N = 0 if no token
-            is masked, so that the result always has a gradient). With a mask of tokens the softmax is over those that
-            may be drawn, and the token that was drawn, which rounding may have put outside.
+        logits_fn: states (N, H) to logits (N, V), called once per chunk (with N = 0 if no token is masked, so that the
+            result always has a gradient). With a mask the softmax is over what may be drawn, and the token that was.
         temperature: logits are divided by it, as in sampling; above zero.
         chunk_tokens: rows per call of ``logits_fn``, at least 1.
         with_entropy: also compute -sum p log p over the vocabulary, differentiable.
@@ -108,12 +107,10 @@ def token_logprobs(
         TokenLogprobs; the softmax is computed in fp32 (in fp64 for fp64 logits).
 
     Raises:
-        ValueError: if shapes differ, the mask is True at index 0, temperature is not above zero or
-            chunk_tokens is below 1.
+        ValueError: if shapes differ, the mask is True at index 0, temperature is not above zero or chunk_tokens is
+            below 1.
     """
     _check_temperature(temperature)
-    if chunk_tokens < 1:
-        raise ValueError(f"chunk_tokens is {chunk_tokens}, expected at least 1")
     states = preceding_states(hidden_BSH, completion_mask_BS)
     token_ids = ids_BS[completion_mask_BS]
     output, support_fn = logits_fn if isinstance(logits_fn, MaskedLogits) else (logits_fn, None)
@@ -123,6 +120,7 @@ def token_logprobs(
         logits = _tempered(output(chunk_states), temperature)
         inside = logits
         if support_fn is not None:
+            # Rounding may have put the token that was drawn outside.
             allowed = support_fn(chunk_states).scatter(1, chunk_ids[:, None], value=True)
             inside = logits.masked_fill(~allowed, -torch.inf)
         logprobs, entropy = _gather_logprobs(inside, chunk_ids, with_entropy=with_entropy)
@@ -133,20 +131,23 @@ def token_logprobs(
             log_mass = inside.logsumexp(dim=-1) - logits.logsumexp(dim=-1)
         return logprobs, entropy, kl, log_mass
 
+    found = _in_chunks(one_chunk, (states, token_ids, ref_states), chunk_tokens)
+    logprobs, entropy, kl, log_mass = (_scatter(list(part), completion_mask_BS) for part in zip(*found, strict=True))
+    found_kl, found_mass = (None if reference is None else kl), (None if support_fn is None else log_mass)
+    return TokenLogprobs(logprobs, entropy if with_entropy else None, found_kl, found_mass)
+
+
+def _in_chunks(read: Callable[[Tensor, Tensor, Tensor], Parts], rows: Sequence[Tensor], size: int) -> list[Parts]:
+    """Read rows in chunks; with gradients enabled each is recomputed in the backward pass."""
+    if size < 1:
+        raise ValueError(f"chunk_tokens is {size}, expected at least 1")
     found: list[Parts] = []
-    for chunk in zip(*(_chunks(x, chunk_tokens) for x in (states, token_ids, ref_states)), strict=True):
+    for chunk in zip(*(_chunks(x, size) for x in rows), strict=True):
         if torch.is_grad_enabled():
-            found.append(cast(Parts, checkpoint(one_chunk, *chunk, use_reentrant=False)))
+            found.append(cast(Parts, checkpoint(read, *chunk, use_reentrant=False)))
         else:
-            found.append(one_chunk(*chunk))
-    parts = (_scatter(list(chunks), completion_mask_BS) for chunks in zip(*found, strict=True))
-    logprobs, entropy, kl, log_mass = parts
-    return TokenLogprobs(
-        logprobs,
-        entropy if with_entropy else None,
-        None if reference is None else kl,
-        None if support_fn is None else log_mass,
-    )
+            found.append(read(*chunk))
+    return found
 
 
 def sampling_logprobs(logits_NV: Tensor, *, temperature: float, top_k: int, top_p: float) -> Tensor:
