@@ -355,6 +355,14 @@ def test_an_old_export_cannot_bring_a_person_back(store: FeedbackStore, tmp_path
     assert ANN not in {one.judge.id for one in store.judgments(include_superseded=True)}
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_an_erased_judgment_may_come_after_the_one_that_supersedes_it(store: FeedbackStore, turned: bool) -> None:
+    _erase(store)
+    added = store.add([], [], JUDGMENTS[::-1] if turned else JUDGMENTS, source=SOURCE)
+    # Bob's are there already, the one that mended Ann's without its link.
+    assert (added.judgments, added.erased, added.already_there) == (0, 3, 2)
+
+
 def test_without_the_keys_nothing_is_added_to_a_store_with_erased_people(store: FeedbackStore) -> None:
     _erase(store)
     keys_path(store.secrets).unlink()

@@ -32,6 +32,7 @@ class Adding:
         self._connection = connection
         self._is_erased = is_erased
         self._erased_ids: set[str] = set()
+        self._waiting: list[Judgment] = []
         self._known_prompts: set[str] = set()
         self._prompt_of_completion: dict[str, str] = {}
         self.num_already_there = 0
@@ -56,10 +57,23 @@ class Adding:
         return count
 
     def judgments(self, records: Iterable[Judgment]) -> int:
-        """Insert new judgments and return their number."""
+        """Insert new judgments and return their number; some may wait for `finish`."""
+        return self._judgments(self._of_people_not_erased(records))
+
+    def finish(self) -> int:
+        """Insert the judgments that waited, check what all supersede, and return how many were new.
+
+        Raises:
+            DataError: a judgment supersedes one that is nowhere.
+        """
+        count = self._judgments(self._without_erased(record) for record in self._waiting)
+        self._check_superseded()
+        return count
+
+    def _judgments(self, records: Iterable[Judgment]) -> int:
         count = 0
         now = utc_now()
-        for chunk in _chunks(self._of_people_not_erased(records)):
+        for chunk in _chunks(records):
             self._check_references(chunk)
             columns = {record.id: judgment_columns(record, now) for record in chunk}
             new = self._insert(tables.judgments, chunk, columns)
@@ -87,10 +101,14 @@ class Adding:
             if known[judge]:
                 self.num_erased += 1
                 self._erased_ids.add(record.id)
-            elif record.supersedes in self._erased_ids:
-                yield record.model_copy(update={"supersedes": None})
+            elif record.supersedes is None or record.supersedes in self._erased_ids:
+                yield self._without_erased(record)
             else:
-                yield record
+                # Whether the older one is by somebody erased is known when all are read: it may come later.
+                self._waiting.append(record)
+
+    def _without_erased(self, record: Judgment) -> Judgment:
+        return record.model_copy(update={"supersedes": None}) if record.supersedes in self._erased_ids else record
 
     def _insert(self, table: Table, chunk: list[RecordT], columns: Mapping[str, Mapping[str, Any]]) -> list[RecordT]:
         """Insert the records that are not there yet and return them."""
@@ -143,7 +161,7 @@ class Adding:
                         f"completion {name!r} of prompt {prompt_id!r}; nothing was added"
                     )
 
-    def check_superseded(self) -> None:
+    def _check_superseded(self) -> None:
         """Refuse judgments that replace one which is not there; called when all are added."""
         newer = tables.judgments
         older = newer.alias("older")

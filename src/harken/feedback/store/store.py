@@ -143,7 +143,7 @@ class FeedbackStore:
                 num_prompts += added.prompts(prompts)
                 num_completions += added.completions(completions)
                 num_judgments += added.judgments(judgments)
-            added.check_superseded()
+            num_judgments += added.finish()
             record_import(
                 connection,
                 source(),
