@@ -119,20 +119,46 @@ def draw_round(
             for prompt, item, seed in zip(asked, drawn, these, strict=True)
         ]
         found += zip(completions, checked_scores(reward, asked, completions), strict=True)
-    kept = [
-        item
-        for index, prompt in enumerate(prompts)
-        for item in best(prompt, found[index * n : (index + 1) * n], config)
-    ]
+    kept = select(trunk, prompts, ids, found, config)
     if not kept:
         raise DataError(
-            f"round {number}: none of {len(found)} completions ended by itself, has text and scores at least min_score "
-            f"= {config.min_score}; lower min_score, raise sampling.max_new_tokens, or draw more"
+            f"round {number}: none of {len(found)} completions ended by itself, has text of at most max_length and "
+            f"scores at least min_score = {config.min_score}; lower min_score, raise sampling.max_new_tokens, or draw "
+            "more"
         )
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / DRAWN_FILE, drawn_facts(found, kept))
     write_records(folder / KEPT_FILE, [item for item, _ in kept], kind="demonstrations", parents={})
+
+
+def select(
+    trunk: Trunk,
+    prompts: Sequence[Prompt],
+    ids: Sequence[list[int]],
+    found: Sequence[tuple[Completion, float]],
+    config: RftConfig,
+) -> list[tuple[Demonstration, float]]:
+    """Return what is kept of every prompt's completions, prompt by prompt.
+
+    Args:
+        trunk: its tokenizer reads the texts again: they are what is learned, and may take more tokens than were drawn.
+        prompts: what was asked.
+        ids: their tokens.
+        found: completions with their scores, `completions_per_prompt` of each prompt.
+        config: how many are kept, and how long they may be.
+    """
+    room, n = min(config.max_length, trunk.context_length), config.completions_per_prompt
+    kept: list[tuple[Demonstration, float]] = []
+    for index, prompt in enumerate(prompts):
+        free = room - len(ids[index])
+        fitting = [
+            (item, score)
+            for item, score in found[index * n : (index + 1) * n]
+            if len(trunk.chat.encode_completion(item.message.content)) <= free
+        ]
+        kept += best(prompt, fitting, config)
+    return kept
 
 
 def drawn_facts(
