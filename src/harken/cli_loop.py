@@ -46,8 +46,8 @@ def demo(
 ) -> None:
     """Run the whole loop once, on real ratings and a real model.
 
-    Takes about 10 minutes on 2 CPU cores and writes out/demo/report.html (with --fast: 2 minutes and
-    out/demo-fast/report.html).
+    Takes 10 to 20 minutes on 2 CPU cores, by how fast they are in bf16, and writes out/demo/report.html
+    (with --fast: 2 to 4 minutes and out/demo-fast/report.html).
     """
     folder = out or Path("out/demo-fast" if fast else "out/demo")
     _run("reviews", folder, [*(FAST if fast else ()), *(changes or ())])
