@@ -23,7 +23,7 @@ from harken.cli_generate import generate
 from harken.cli_loop import demo, init, report, run
 from harken.cli_offline import ilql, rft
 from harken.cli_policy import KIN, kin_command, ppo
-from harken.cli_preference import cpo, dpo, ipo, kto, online_dpo, orpo, simpo
+from harken.cli_preference import kto, loss_command, online_dpo
 from harken.cli_stages import evaluate, preferences, reward, score, sft
 from harken.cli_ui import ui
 from harken.errors import HarkenError
@@ -119,19 +119,21 @@ app.command(
     )
 )(reward)
 app.command(
+    "dpo",
     epilog=examples(
         "harken dpo --model out/sft --data pairs.jsonl --out out/dpo",
         "harken dpo --model out/sft --data pairs.jsonl --out out/dpo \\",
         "    --set loss.beta=0.3 --set optimizer.learning_rate=2e-5",
-    )
-)(dpo)
+    ),
+)(loss_command("dpo"))
 app.command(
+    "ipo",
     epilog=examples(
         "harken ipo --model out/sft --data pairs.jsonl --out out/ipo",
         "harken ipo --model out/sft --data pairs.jsonl --out out/ipo \\",
         "    --set loss.length_normalized=true",
-    )
-)(ipo)
+    ),
+)(loss_command("ipo"))
 app.command(
     epilog=examples(
         "harken kto --model out/sft --data labeled.jsonl --out out/kto",
@@ -139,14 +141,17 @@ app.command(
         "    --set loss.good_weight=1.2",
     )
 )(kto)
-app.command(epilog=examples("harken orpo --model smollm2 --data pairs.jsonl --out out/orpo"))(orpo)
+app.command("orpo", epilog=examples("harken orpo --model smollm2 --data pairs.jsonl --out out/orpo"))(
+    loss_command("orpo")
+)
 app.command(
+    "simpo",
     epilog=examples(
         "harken simpo --model out/sft --data pairs.jsonl \\",
         "    --out out/simpo --set loss.beta=2 --set loss.margin=1",
-    )
-)(simpo)
-app.command(epilog=examples("harken cpo --model out/sft --data pairs.jsonl --out out/cpo"))(cpo)
+    ),
+)(loss_command("simpo"))
+app.command("cpo", epilog=examples("harken cpo --model out/sft --data pairs.jsonl --out out/cpo"))(loss_command("cpo"))
 app.command(
     "online-dpo",
     epilog=examples(

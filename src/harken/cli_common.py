@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from harken.config import Config
     from harken.feedback.exchange.read import Data
     from harken.progress import Reporter
+    from harken.records import Prompt
 
 ConfigT = TypeVar("ConfigT", bound="Config")
 
@@ -170,6 +171,38 @@ def model_name(name: str) -> str:
     """Return the model that `--model` means: of a run folder (`out/sft`) the model in it (`out/sft/model`)."""
     inner = Path(name) / "model"
     return str(inner) if (inner / "config.json").exists() else name
+
+
+def train_by_reward(
+    train: Callable[..., Path],
+    asked: Any,
+    model: str,
+    records: "Sequence[Prompt]",
+    *,
+    prompts: Path,
+    rewards: list[str],
+    out: Path,
+    progress: "Reporter",
+) -> None:
+    """Load the rewards, run a stage that learns from them, and print where its model is.
+
+    Args:
+        train: the stage: (model, prompts, reward, out, config, inputs=, reporter=) to the model's folder.
+        asked: its settings.
+        model: as given on the command line.
+        records: the prompts.
+        prompts: where they come from, for the manifest.
+        rewards: as given on the command line.
+        out: run folder.
+        progress: shows progress.
+    """
+    from harken.reward.functions import load_reward
+
+    judge = load_reward(rewards, compute=asked.compute, notify=progress.say)
+    inputs = {"prompts": prompts, **reward_inputs(rewards)}
+    with run_folder(out):
+        folder = train(model_name(model), records, judge, out, asked, inputs=inputs, reporter=progress)
+    show(str(folder))
 
 
 def reward_inputs(specs: Sequence[str]) -> dict[str, Path | str]:

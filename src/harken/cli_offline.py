@@ -14,10 +14,10 @@ from harken.cli_common import (
     SetOption,
     model_name,
     reporter,
-    reward_inputs,
     run_folder,
     settings,
     show,
+    train_by_reward,
 )
 
 
@@ -66,11 +66,5 @@ def rft(
     asked = settings(RftConfig, config, changes)
     records = read_prompts(prompts, reporter().say)
     from harken.policy.rft import rft as train
-    from harken.reward.functions import load_reward
 
-    progress = reporter()
-    judge = load_reward(rewards, compute=asked.compute, notify=progress.say)
-    inputs = {"prompts": prompts, **reward_inputs(rewards)}
-    with run_folder(out):
-        folder = train(model_name(model), records, judge, out, asked, inputs=inputs, reporter=progress)
-    show(str(folder))
+    train_by_reward(train, asked, model, records, prompts=prompts, rewards=rewards, out=out, progress=reporter())

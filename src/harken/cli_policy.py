@@ -15,10 +15,8 @@ from harken.cli_common import (
     SetOption,
     model_name,
     reporter,
-    reward_inputs,
-    run_folder,
     settings,
-    show,
+    train_by_reward,
 )
 from harken.cli_fit import FitOption, fitted
 
@@ -95,12 +93,7 @@ def _train(
     asked = settings(PpoConfig, config, changes) if preset is None else load_preset(preset, config, changes or ())
     records = read_prompts(prompts, reporter().say)
     from harken.policy.ppo import ppo as train
-    from harken.reward.functions import load_reward
 
     name = model_name(model)
     asked, progress = fitted(asked, out, name, records) if fit else (asked, reporter())
-    judge = load_reward(rewards, compute=asked.compute, notify=progress.say)
-    inputs = {"prompts": prompts, **reward_inputs(rewards)}
-    with run_folder(out):
-        folder = train(name, records, judge, out, asked, inputs=inputs, reporter=progress)
-    show(str(folder))
+    train_by_reward(train, asked, name, records, prompts=prompts, rewards=rewards, out=out, progress=progress)

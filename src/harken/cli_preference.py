@@ -1,5 +1,6 @@
 """Commands that train a policy on preferences directly: dpo, its kin with other losses, and online-dpo."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,10 +16,10 @@ from harken.cli_common import (
     interval,
     model_name,
     reporter,
-    reward_inputs,
     run_folder,
     settings,
     show,
+    train_by_reward,
 )
 
 if TYPE_CHECKING:
@@ -26,83 +27,59 @@ if TYPE_CHECKING:
 
 PairsOption = Annotated[Path, typer.Option("--data", metavar="F", help="Preference pairs.")]
 
-
-def dpo(
-    model: ModelOption,
-    data: PairsOption,
-    out: FolderOption,
-    config: ConfigOption = None,
-    changes: SetOption = None,
-) -> None:
-    """Train a policy on preference pairs directly, with DPO.
+LOSSES = {
+    "dpo": """Train a policy on preference pairs directly, with DPO.
 
     No reward model is needed: the reward of a completion is its log-probability under the policy, less that under the
     model it started from. Other losses: --set loss.kind=robust, hinge, or the commands ipo, simpo, orpo, cpo, kto.
-    """
-    from harken.config import DpoConfig
-
-    _train(settings(DpoConfig, config, changes), model, data, out)
-
-
-def ipo(
-    model: ModelOption,
-    data: PairsOption,
-    out: FolderOption,
-    config: ConfigOption = None,
-    changes: SetOption = None,
-) -> None:
-    """Train a policy on preference pairs with IPO.
+    """,
+    "ipo": """Train a policy on preference pairs with IPO.
 
     Like dpo, but the chosen side is to lead by a fixed amount, so that certain labels do not drive the policy ever on.
-    """
-    from harken.config import IpoConfig
-
-    _train(settings(IpoConfig, config, changes), model, data, out)
-
-
-def simpo(
-    model: ModelOption,
-    data: PairsOption,
-    out: FolderOption,
-    config: ConfigOption = None,
-    changes: SetOption = None,
-) -> None:
-    """Train a policy on preference pairs with SimPO.
+    """,
+    "simpo": """Train a policy on preference pairs with SimPO.
 
     The reward of a completion is its mean log-probability per token; there is no reference.
-    """
-    from harken.config import SimpoConfig
-
-    _train(settings(SimpoConfig, config, changes), model, data, out)
-
-
-def orpo(
-    model: ModelOption,
-    data: PairsOption,
-    out: FolderOption,
-    config: ConfigOption = None,
-    changes: SetOption = None,
-) -> None:
-    """Train a model on preference pairs with ORPO: imitation and preference at once.
+    """,
+    "orpo": """Train a model on preference pairs with ORPO: imitation and preference at once.
 
     It can start from a base model, without sft before it; there is no reference.
-    """
-    from harken.config import OrpoConfig
+    """,
+    "cpo": "Train a policy on preference pairs with CPO: DPO without a reference, plus imitation of the chosen side.",
+}
+"""Command -> what it does."""
 
-    _train(settings(OrpoConfig, config, changes), model, data, out)
+
+def loss_command(name: str) -> Callable[..., None]:
+    """Return the command that runs the loop of DPO with another loss."""
+
+    def command(
+        model: ModelOption,
+        data: PairsOption,
+        out: FolderOption,
+        config: ConfigOption = None,
+        changes: SetOption = None,
+    ) -> None:
+        _train(settings(_usual(name), config, changes), model, data, out)
+
+    command.__doc__ = LOSSES[name]
+    return command
 
 
-def cpo(
-    model: ModelOption,
-    data: PairsOption,
-    out: FolderOption,
-    config: ConfigOption = None,
-    changes: SetOption = None,
-) -> None:
-    """Train a policy on preference pairs with CPO: DPO without a reference, plus imitation of the chosen side."""
-    from harken.config import CpoConfig
+def _usual(name: str) -> "type[DpoConfig]":
+    from harken.config import CpoConfig, DpoConfig, IpoConfig, OrpoConfig, SimpoConfig
 
-    _train(settings(CpoConfig, config, changes), model, data, out)
+    match name:
+        case "ipo":
+            return IpoConfig
+        case "simpo":
+            return SimpoConfig
+        case "orpo":
+            return OrpoConfig
+        case "cpo":
+            return CpoConfig
+        case _:
+            return DpoConfig
 
 
 def kto(
@@ -162,11 +139,5 @@ def online_dpo(
     asked = settings(OnlineDpoConfig, config, changes)
     records = read_prompts(prompts, reporter().say)
     from harken.policy.online_dpo import online_dpo as train
-    from harken.reward.functions import load_reward
 
-    progress = reporter()
-    judge = load_reward(rewards, compute=asked.compute, notify=progress.say)
-    inputs = {"prompts": prompts, **reward_inputs(rewards)}
-    with run_folder(out):
-        folder = train(model_name(model), records, judge, out, asked, inputs=inputs, reporter=progress)
-    show(str(folder))
+    train_by_reward(train, asked, model, records, prompts=prompts, rewards=rewards, out=out, progress=reporter())

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -138,69 +138,47 @@ def dpo(
     return folder
 
 
-def ipo(
-    model: str | Path,
-    data: Data,
-    out: Path,
-    config: DpoConfig | None = None,
-    *,
-    inputs: Mapping[str, Path | str] | None = None,
-    reporter: Reporter = QUIET,
-) -> Path:
-    """Train as `dpo` does, by default with the settings of `IpoConfig`."""
-    return dpo(model, data, out, config or IpoConfig(), inputs=inputs, reporter=reporter)
+class PreferenceStage(Protocol):
+    """The signature that `dpo` and its kin share."""
+
+    def __call__(
+        self,
+        model: str | Path,
+        data: Data,
+        out: Path,
+        config: DpoConfig | None = None,
+        *,
+        inputs: Mapping[str, Path | str] | None = None,
+        reporter: Reporter = QUIET,
+    ) -> Path:
+        """Train a model on preferences and return the folder of the trained model."""
+        ...
 
 
-def simpo(
-    model: str | Path,
-    data: Data,
-    out: Path,
-    config: DpoConfig | None = None,
-    *,
-    inputs: Mapping[str, Path | str] | None = None,
-    reporter: Reporter = QUIET,
-) -> Path:
-    """Train as `dpo` does, by default with the settings of `SimpoConfig`."""
-    return dpo(model, data, out, config or SimpoConfig(), inputs=inputs, reporter=reporter)
+def _with_settings(name: str, usual: type[DpoConfig]) -> PreferenceStage:
+    """Return `dpo` with other settings as its default."""
+
+    def stage(
+        model: str | Path,
+        data: Data,
+        out: Path,
+        config: DpoConfig | None = None,
+        *,
+        inputs: Mapping[str, Path | str] | None = None,
+        reporter: Reporter = QUIET,
+    ) -> Path:
+        return dpo(model, data, out, config or usual(), inputs=inputs, reporter=reporter)
+
+    stage.__name__ = stage.__qualname__ = name
+    stage.__doc__ = f"Train as `dpo` does, by default with the settings of `{usual.__name__}`."
+    return stage
 
 
-def orpo(
-    model: str | Path,
-    data: Data,
-    out: Path,
-    config: DpoConfig | None = None,
-    *,
-    inputs: Mapping[str, Path | str] | None = None,
-    reporter: Reporter = QUIET,
-) -> Path:
-    """Train as `dpo` does, by default with the settings of `OrpoConfig`."""
-    return dpo(model, data, out, config or OrpoConfig(), inputs=inputs, reporter=reporter)
-
-
-def cpo(
-    model: str | Path,
-    data: Data,
-    out: Path,
-    config: DpoConfig | None = None,
-    *,
-    inputs: Mapping[str, Path | str] | None = None,
-    reporter: Reporter = QUIET,
-) -> Path:
-    """Train as `dpo` does, by default with the settings of `CpoConfig`."""
-    return dpo(model, data, out, config or CpoConfig(), inputs=inputs, reporter=reporter)
-
-
-def kto(
-    model: str | Path,
-    data: Data,
-    out: Path,
-    config: DpoConfig | None = None,
-    *,
-    inputs: Mapping[str, Path | str] | None = None,
-    reporter: Reporter = QUIET,
-) -> Path:
-    """Train as `dpo` does, by default with the settings of `KtoConfig`."""
-    return dpo(model, data, out, config or KtoConfig(), inputs=inputs, reporter=reporter)
+ipo = _with_settings("ipo", IpoConfig)
+simpo = _with_settings("simpo", SimpoConfig)
+orpo = _with_settings("orpo", OrpoConfig)
+cpo = _with_settings("cpo", CpoConfig)
+kto = _with_settings("kto", KtoConfig)
 
 
 def reference_logprobs(
