@@ -5,6 +5,7 @@ import typer
 from harken.cli_collect import agreement, export, import_feedback, status
 from harken.cli_common import examples
 from harken.cli_data import check, convert
+from harken.cli_models import judge, sample
 from harken.cli_people import (
     consent,
     demographics,
@@ -48,6 +49,22 @@ collect_app.command(
         "    --prompts p.jsonl c.jsonl --set task.kind=ranking",
     )
 )(tasks)
+collect_app.command(
+    epilog=examples(
+        "harken collect sample --store sqlite:///f.db --project first \\",
+        "    --model out/sft --model out/ppo --prompts p.jsonl \\",
+        "    --reward out/reward-1 --reward out/reward-2 --tasks 100",
+        "harken collect sample --store sqlite:///f.db --project first \\",
+        "    --model http://localhost:8000/v1#my-model --prompts p.txt --n 4",
+    )
+)(sample)
+collect_app.command(
+    epilog=examples(
+        "harken collect judge --store sqlite:///f.db --judge lexicon",
+        "harken collect judge --store sqlite:///f.db --project first \\",
+        "    --judge http://localhost:8000/v1#my-model --criteria rules.md",
+    )
+)(judge)
 collect_app.command(
     epilog=examples(
         "harken collect export --store sqlite:///f.db --out out/export",

@@ -17,6 +17,10 @@ def votes_text(found: Mapping[str, Any]) -> str:
         groups = found[name]
         if groups is not None and (name == "groups" or len(groups["groups"]) > 1):
             parts.append(f"agreement within and between {title}\n{table(_groups(groups))}")
+    if found["models"] is not None:
+        parts.append(f"models and rules as judges, beside people\n{table(_models(found['models']))}")
+    if found["selection"] is not None:
+        parts.append(f"pairs chosen with known chances\n{table(_selection(found['selection']))}")
     if found["probes"] is not None:
         parts.append(f"probes\n{table(_probes(found['probes']))}")
     return "\n\n".join(parts)
@@ -82,6 +86,24 @@ def _groups(found: Mapping[str, Any]) -> list[list[str]]:
     if found["judges_left_out"]:
         rows += [["left out: no group, or a small one", f"{found['judges_left_out']} judges", ""]]
     return rows
+
+
+def _models(found: list[dict[str, Any]]) -> list[list[str]]:
+    rows = [["judge", "votes", "agrees with people", "kappa", "fit to stand in for people"]]
+    for row in found:
+        fit = "-" if row["admissible"] is None else "yes" if row["admissible"] else "no"
+        rows.append([row["judge"], str(row["votes"]), _number(row["agreement"]), _number(row["kappa"]), fit])
+    people = found[0]["people"]
+    return [*rows, ["people with people", "", _number(people["agreement"]), _number(people["kappa"]), ""]]
+
+
+def _selection(found: Mapping[str, Any]) -> list[list[str]]:
+    rows = [["", "pairs", "among those chosen", "estimated for all"]]
+    told = {"votes of two judges that agree": found["agreement"]} if found["agreement"] else {}
+    for name, one in {**told, **{f"wins, {name}": one for name, one in found["wins"].items()}}.items():
+        rows.append([name, str(one["num_pairs"]), interval(one["chosen_pairs"]), interval(one["all_pairs"])])
+    even = f"{found['effective_pairs']:.0f}"
+    return [*rows, ["as good as so many pairs chosen evenly", even, "", ""]]
 
 
 def _probes(found: Mapping[str, Any]) -> list[list[str]]:

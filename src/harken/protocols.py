@@ -1,11 +1,11 @@
 """The seams: what a reward and a sampler must be able to do, whoever implements them."""
 
 import math
-from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from harken.errors import HarkenError, RewardError
-from harken.records import Completion, Prompt
+from harken.records import Completion, FinishReason, Message, Prompt
 
 
 @runtime_checkable
@@ -49,6 +49,42 @@ class SharesBase(Protocol):
     def attach(self, trunk: Any, /) -> None:
         """Use the given `harken.lm.trunk.Trunk` where it holds the reward's own base; called before the first score."""
         ...
+
+
+class Piece(NamedTuple):
+    """What comes next of an answer that is being written."""
+
+    text: str
+    finish_reason: FinishReason | None = None
+    """Why the answer ends here; None where it goes on."""
+
+
+class ChatModel(Protocol):
+    """A model one can talk with: our own sampler, or a service behind an address."""
+
+    @property
+    def name(self) -> str:
+        """What stored completions say of who wrote them."""
+        ...
+
+    def stream(self, messages: Sequence[Message], /, *, seed: int, is_stopped: Callable[[], bool]) -> Iterator[Piece]:
+        """Write the answer to a conversation, piece by piece; the last piece has a finish reason.
+
+        Args:
+            messages: the conversation; the last message is by the user.
+            seed: the same one gives the same answer, where the model can do that.
+            is_stopped: asked often; once it is True no more is written and no last piece comes.
+
+        Raises:
+            HarkenError: there is no answer; the message is for the person who asked.
+        """
+        ...
+
+
+def whole_answer(model: ChatModel, messages: Sequence[Message], *, seed: int) -> Piece:
+    """Return a whole answer of a model that streams."""
+    pieces = list(model.stream(messages, seed=seed, is_stopped=lambda: False))
+    return Piece("".join(piece.text for piece in pieces), pieces[-1].finish_reason if pieces else None)
 
 
 def checked_scores(reward: Reward, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float]:

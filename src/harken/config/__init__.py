@@ -65,6 +65,7 @@ from harken.config.recipe import (
 )
 from harken.config.reward import RewardConfig
 from harken.config.rft import RftConfig
+from harken.config.sample import ChooseConfig, JudgeConfig, SampleConfig
 from harken.config.sampler import OwnSamplerConfig, SamplerConfig, VllmConfig, VllmServerConfig
 from harken.config.sft import SftConfig
 from harken.config.shared import (
@@ -83,6 +84,7 @@ __all__ = [
     "BestOfConfig",
     "BradleyTerryConfig",
     "ChatConfig",
+    "ChooseConfig",
     "CispoLossConfig",
     "CollectConfig",
     "ComputeConfig",
@@ -105,6 +107,7 @@ __all__ = [
     "IlqlLossConfig",
     "IpoConfig",
     "IpoLossConfig",
+    "JudgeConfig",
     "KtoConfig",
     "KtoLossConfig",
     "LoraConfig",
@@ -136,6 +139,7 @@ __all__ = [
     "RftConfig",
     "RlooConfig",
     "RobustDpoLossConfig",
+    "SampleConfig",
     "SamplerConfig",
     "SamplingConfig",
     "ScoreConfig",

@@ -8,6 +8,7 @@ from harken.config.base import Config
 from harken.config.shared import Count, Fraction, Positive
 
 NotNegative = Annotated[float, Field(ge=0)]
+Judges = Literal["people", "models", "all"]
 
 
 class MajorityConfig(Config):
@@ -102,6 +103,9 @@ Resolve = Annotated[
 class PreferencesConfig(Config):
     """Pairs from comparisons, rankings and ratings, split so that no text is on both sides."""
 
+    judges: Judges = "people"
+    """Whose judgments count: people's (and those of imports that do not say whose they are), those of models and rules,
+    or all alike."""
     resolve: Resolve = MajorityConfig()
     """How the votes of comparisons and rankings on a pair become its outcome; ratings are averaged."""
     ties: Literal["drop", "keep"] = "drop"

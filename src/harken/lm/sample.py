@@ -6,7 +6,7 @@ stopped leaves the batch. The log-probability of a drawn token is the one it was
 the temperature.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -34,6 +34,10 @@ class Sampled:
     finish_reason: FinishReason
 
 
+Watch = Callable[[int], bool]
+"""Is told each token as it is drawn; False ends the completion there, with reason `length`."""
+
+
 @torch.no_grad()
 def sample(
     trunk: Trunk,
@@ -44,6 +48,7 @@ def sample(
     seeds: Sequence[int],
     n: int = 1,
     batch_size: int = 64,
+    watch: Watch | None = None,
 ) -> list[Sampled]:
     """Draw `n` completions of each prompt.
 
@@ -55,10 +60,12 @@ def sample(
         seeds: one for each completion, prompt by prompt: `len(prompts) * n` of them.
         n: completions of each prompt.
         batch_size: completions drawn at the same time.
+        watch: for a single completion: sees it grow, and may end it.
 
     Returns: `len(prompts) * n` completions, prompt by prompt.
     """
     assert len(seeds) == len(prompts) * n, "one seed for each completion"
+    assert watch is None or len(seeds) == 1, "one completion can be watched, not several"
     results: list[Sampled | None] = [None] * len(seeds)
     # Prompts of similar length together: less padding in front, and all rows of a batch end at the same width.
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
@@ -73,6 +80,7 @@ def sample(
             settings,
             [seeds[row] for row in rows],
             n,
+            watch=watch,
         )
         for row, completion in zip(rows, drawn, strict=True):
             results[row] = completion
@@ -130,6 +138,8 @@ def _decode(
     settings: SamplingSettings,
     seeds: list[int],
     n: int,
+    *,
+    watch: Watch | None = None,
 ) -> list[Sampled]:
     logits_fn, support_fn = trunk.logits_fn(role), trunk.support_fn(role)
     decoder = _open_decoder(trunk, role)
@@ -160,6 +170,8 @@ def _decode(
             if not goes_on[place]:
                 results[row] = replace(results[row], finish_reason="stop")
         if not any(goes_on) or step + 1 == settings.max_new_tokens:
+            break
+        if watch is not None and not watch(int(tokens[0])):
             break
         if not all(goes_on):
             rows = kept_rows(goes_on)

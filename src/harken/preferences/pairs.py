@@ -13,6 +13,7 @@ import numpy as np
 from harken.artifacts import iterate_records, verify
 from harken.config.preferences import PreferencesConfig
 from harken.errors import DataError
+from harken.preferences.machines import ByKind
 from harken.preferences.resolve import rated_completions
 from harken.preferences.split import assign_splits, normalized_text
 from harken.preferences.vote_pairs import pairs_from_votes
@@ -201,15 +202,17 @@ def resolve_export(folder: Path, config: PreferencesConfig) -> Resolution:
         found = f"only {', '.join(sorted(kinds))}" if kinds else "no judgments"
         raise DataError(f"{folder}: expected comparisons, rankings or ratings, found {found}")
     items: list[RatedCompletion] = []
+    counted = ByKind(config.judges)
     if "rating" in kinds:
-        rated = rated_completions(prompts, _completions(folder), _judgments(folder), axis=config.axis)
+        rated = rated_completions(prompts, _completions(folder), counted(_judgments(folder)), axis=config.axis)
         items = assign_splits(rated, heldout_fraction=config.heldout_fraction, seed=config.seed)
     pairs = pairs_from_ratings(items, config)
     if not kinds & {"comparison", "ranking"}:
-        return Resolution(pairs, items, {})
+        return Resolution(pairs, items, {}, (counted.note,) if counted.num_left_out else ())
     by_text = "rating" in kinds  # the split of rated texts is by text, and a text is on one side only
-    voted = pairs_from_votes(_judgments(folder), prompts, _completions(folder), config, by_text=by_text)
-    return Resolution(pairs + voted.pairs, items, voted.facts, voted.notes)
+    voted = pairs_from_votes(counted(_judgments(folder)), prompts, _completions(folder), config, by_text=by_text)
+    notes = (counted.note, *voted.notes) if counted.num_left_out else voted.notes
+    return Resolution(pairs + voted.pairs, items, voted.facts | {"judges": config.judges}, notes)
 
 
 def _answer_kinds(path: Path) -> set[str]:

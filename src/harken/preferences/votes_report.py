@@ -11,10 +11,12 @@ from harken.errors import DataError
 from harken.preferences.agreement import Estimate, Units, alpha_interval
 from harken.preferences.bias import length_bias, position_bias, sides_are_fair
 from harken.preferences.judges import agreement_by_group, gold_votes, judge_table, meetings
+from harken.preferences.machines import MACHINES, agreement_with_people
 from harken.preferences.numeric import Floats, kendall_tau
 from harken.preferences.outcomes import rankings
 from harken.preferences.probes import Probe, probe_report
 from harken.preferences.reliability import fit_reliability
+from harken.preferences.selection import selection_report
 from harken.preferences.votes import Votes, read_votes
 from harken.records import Completion, Judgment, RankingAnswer
 
@@ -34,7 +36,8 @@ def votes_report(
 ) -> dict[str, Any] | None:
     """Describe comparisons and rankings and how far they agree, as JSON-able values; None where there are none.
 
-    Undefined statistics are None.
+    Undefined statistics are None. Models and rules as judges are told apart, under `models`; only where nobody else has
+    judged does all that is said speak of them.
 
     Args:
         judgments: of any kind; superseded ones do not count.
@@ -49,7 +52,9 @@ def votes_report(
         DataError: a compared completion is missing, or gold or probes are not what they should be.
     """
     seen = _Seen()
-    votes = read_votes(seen.watch(judgments))
+    votes, machines = read_votes(seen.watch(judgments)), read_votes(seen.machines)
+    models_judged = agreement_with_people(votes, machines)
+    votes = votes if len(votes) else machines
     if len(votes) == 0:
         return None
     texts, models = _texts(votes, completions)
@@ -72,6 +77,8 @@ def votes_report(
         "length": length_bias(votes, texts, models),
         "judges": _judges(votes, judge_table(votes, met, gold=known), seen),
         "kinds": agreement_by_group(met, seen.kinds, votes.judges, min_judges=1, permutations=200, seed=seed),
+        "models": models_judged or None,
+        "selection": selection_report(votes, seen.chances, models, resamples=resamples, seed=seed),
         "groups": None if groups is None else agreement_by_group(met, groups, votes.judges, seed=seed),
         "probes": None if probes is None else probe_report(votes, probes),
     }
@@ -82,21 +89,29 @@ SIDES = {"shown first": 1, "tie": 0, "shown second": -1}
 
 
 class _Seen:
-    """What of the judges' records does not become votes: their kinds, their times, and who ranked."""
+    """What of the judges' records does not become votes: kinds, times, who ranked, models' own, chances of tasks."""
 
     def __init__(self) -> None:
         self.kinds: dict[str, str] = {}
         self.seconds: defaultdict[str, list[float]] = defaultdict(list)
         self.rankings: dict[str, str] = {}
+        self.machines: list[Judgment] = []
+        self.chances: dict[str, float] = {}
 
     def watch(self, judgments: Iterable[Judgment]) -> Iterator[Judgment]:
+        """Yield the judgments by people."""
         for judgment in judgments:
+            if judgment.assignment is not None and judgment.assignment.selection_probability is not None:
+                self.chances[judgment.id] = judgment.assignment.selection_probability
             self.kinds[judgment.judge.id] = judgment.judge.kind
             if judgment.timing.active_s is not None:
                 self.seconds[judgment.judge.id].append(judgment.timing.active_s)
             if isinstance(judgment.answer, RankingAnswer):
                 self.rankings[judgment.id] = judgment.judge.id
-            yield judgment
+            if judgment.judge.kind in MACHINES:
+                self.machines.append(judgment)
+            else:
+                yield judgment
 
 
 def _texts(votes: Votes, completions: Iterable[Completion]) -> tuple[list[str], list[str]]:
