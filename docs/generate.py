@@ -46,6 +46,9 @@ STAGES: dict[str, type[config.Config]] = {
     "`harken evaluate`": config.EvaluateConfig,
     "`harken preferences`": config.PreferencesConfig,
     "`harken collect tasks`": config.ProjectConfig,
+    "`harken collect sample`": config.SampleConfig,
+    "`harken collect judge`": config.JudgeConfig,
+    "`harken ui --chat`": config.LiveChatConfig,
     "`harken report --datasheet`": config.DisclosureConfig,
 }
 """Heading -> class; the classes they hold get their own sections below."""

@@ -4,6 +4,7 @@ from harken.config.base import Config, apply_overrides, build, differences, fiel
 from harken.config.disclosure import DisclosureConfig, PayConfig
 from harken.config.evaluate import BestOfConfig, EvaluateConfig, GenerateConfig
 from harken.config.ilql import IlqlConfig, IlqlLossConfig
+from harken.config.live import LiveChatConfig
 from harken.config.nlpo import MaskConfig
 from harken.config.policy_loss import (
     CispoLossConfig,
@@ -110,6 +111,7 @@ __all__ = [
     "JudgeConfig",
     "KtoConfig",
     "KtoLossConfig",
+    "LiveChatConfig",
     "LoraConfig",
     "MaceConfig",
     "MajorityConfig",

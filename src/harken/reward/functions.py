@@ -126,7 +126,7 @@ def _load_one(spec: str, compute: ComputeConfig | None, notify: Notify) -> Rewar
         return HttpReward(spec)
     path, colon, function = spec.rpartition(":")
     if colon and path.endswith(".py"):
-        return _load_function(Path(path), function)
+        return load_function(Path(path), function)
     folder = Path(spec)
     if folder.is_dir():
         inner = folder / "model"
@@ -137,7 +137,12 @@ def _load_one(spec: str, compute: ComputeConfig | None, notify: Notify) -> Rewar
     )
 
 
-def _load_function(path: Path, name: str) -> Callable[..., Any]:
+def load_function(path: Path, name: str) -> Callable[..., Any]:
+    """Return a function of a user's own Python file.
+
+    Raises:
+        UsageError: no such file or function, or the file cannot be imported.
+    """
     if not path.is_file():
         raise UsageError(f"--reward {path}:{name}: no such file")
     spec = importlib.util.spec_from_file_location(f"harken_user_reward_{path.stem}", path)

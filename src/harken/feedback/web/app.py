@@ -1,5 +1,6 @@
 """The app: routes, what errors look like, start and end."""
 
+import dataclasses
 import os
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -13,7 +14,8 @@ from starlette.types import ASGIApp
 
 from harken.errors import HarkenError, StorageError, UsageError
 from harken.feedback.store import AnsweredOtherwise, NoTask, WrongLease
-from harken.feedback.web import account_pages, manage_pages, rights_pages, work_pages
+from harken.feedback.live import ChatRoom, NotReady
+from harken.feedback.web import account_pages, chat_pages, manage_pages, rights_pages, work_pages
 from harken.feedback.web.security import ConsentNeeded, Forbidden, LoginNeeded, Shell, TooOften, guard
 from harken.feedback.web.site import STATIC, Site, UiConfig, open_site
 
@@ -28,6 +30,8 @@ def make_app(site: Site) -> FastAPI:
     async def life(app: FastAPI) -> AsyncGenerator[None]:
         del app
         yield
+        if site.chat is not None:
+            site.chat.close()
         site.store.close()
 
     app = FastAPI(
@@ -40,7 +44,7 @@ def make_app(site: Site) -> FastAPI:
         openapi_url=None,
     )
     app.state.site = site
-    for module in (account_pages, rights_pages, work_pages, manage_pages):
+    for module in (account_pages, rights_pages, work_pages, manage_pages, chat_pages):
         app.include_router(module.router)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     app.add_exception_handler(HarkenError, _explain)
@@ -48,10 +52,10 @@ def make_app(site: Site) -> FastAPI:
     return app
 
 
-def serve_app(config: UiConfig) -> ASGIApp:
-    """Open a store and return what a server runs."""
+def serve_app(config: UiConfig, chat: ChatRoom | None = None) -> ASGIApp:
+    """Open a store and return what a server runs, with two models to talk with if there are any."""
     # Around the whole app: a middleware would miss the answers to errors that nobody foresaw.
-    return Shell(make_app(open_site(config)))
+    return Shell(make_app(dataclasses.replace(open_site(config), chat=chat)))
 
 
 def app_from_environment() -> ASGIApp:
@@ -98,6 +102,8 @@ def _status(error: Exception) -> tuple[int, str, str]:
             return 429, "Too often", text
         case StorageError():
             return 503, "The store could not be used", "Your answer may not be saved. Go back and send it again."
+        case NotReady():
+            return 409, "Not yet", text
         case UsageError():
             return 400, "This could not be done", text
         case HTTPException(status_code=404):

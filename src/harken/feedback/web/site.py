@@ -17,6 +17,7 @@ from harken.config.base import Config
 from harken.errors import DataError, UsageError
 from harken.feedback.store import Accounts, FeedbackStore, Leases, Projects
 from harken.feedback.store.accounts import SESSION_MAX_S
+from harken.feedback.live import ChatRoom
 from harken.feedback.web.render import plain, rich
 
 STATIC = Path(__file__).parent / "static"
@@ -45,6 +46,8 @@ class Site:
     secret: bytes
     address: str
     templates: Environment
+    chat: ChatRoom | None = None
+    """Two models to talk with; None where `harken ui` was started without."""
 
     @property
     def is_https(self) -> bool:
@@ -61,10 +64,11 @@ class Site:
         return hmac.new(self.secret, text.encode(), hashlib.sha256).hexdigest()
 
     def page(self, request: Request, template: str, status: int = 200, **values: Any) -> HTMLResponse:
-        """Return a page; `person` and `csrf` are known to every template."""
+        """Return a page; `person`, `csrf` and `has_chat` are known to every template."""
         html = self.templates.get_template(template).render(
             person=getattr(request.state, "person", None),
             csrf=getattr(request.state, "csrf", ""),
+            has_chat=self.chat is not None,
             **values,
         )
         response = HTMLResponse(html, status_code=status)
