@@ -9,8 +9,11 @@ import typer
 from harken.cli_common import reporter, show
 
 if TYPE_CHECKING:
+    from harken.config import LiveChatConfig
     from harken.feedback.live import ChatRoom, Moderate
     from harken.feedback.web.site import UiConfig
+    from harken.protocols import ChatModel
+    from harken.records import SamplingSettings
 
 GRACE_S = 10
 """Seconds that requests under way get when the server is stopped."""
@@ -93,7 +96,6 @@ def _open_room(
     """Open both models and the project that their votes belong to."""
     from harken.artifacts import read_bytes
     from harken.cli_common import model_name, settings
-    from harken.collecting import open_chat
     from harken.config import LiveChatConfig, ProjectConfig
     from harken.errors import UsageError
     from harken.feedback.live import ChatRoom
@@ -108,11 +110,21 @@ def _open_room(
     if project.config.task.kind != "comparison":
         raise UsageError(f"project {project.name!r} asks for a {project.config.task.kind}; the chat needs a comparison")
     drawing = SamplingSettings(**config.sampling.model_dump())
-    say = reporter().say
     names = [model_name(spec) for spec in chat]
-    first, second = (open_chat(name, drawing, chat=config.chat, compute=config.compute, notify=say) for name in names)
+    first, second = (_open_chat(name, drawing, config) for name in names)
     listed = read_bytes(more).decode().splitlines() if more else []
     return ChatRoom((first, second), project.id, config, names=Names(names, listed), moderate=_moderation(moderation))
+
+
+def _open_chat(name: str, drawing: "SamplingSettings", config: "LiveChatConfig") -> "ChatModel":
+    from harken.endpoint import parse_endpoint
+
+    # Services need no torch, which takes seconds to load.
+    if (endpoint := parse_endpoint(name, drawing)) is not None:
+        return endpoint
+    from harken.collecting import open_chat
+
+    return open_chat(name, drawing, chat=config.chat, compute=config.compute, notify=reporter().say)
 
 
 def _moderation(spec: str | None) -> "Moderate | None":

@@ -251,13 +251,11 @@ def _gain(reward: Reward) -> float:
 def open_chat(
     spec: str, settings: SamplingSettings, *, chat: ChatConfig, compute: ComputeConfig, notify: Notify = ignore
 ) -> ChatModel:
-    """Return a model to talk with: a service by ADDRESS#MODEL, else a model that is loaded into this process.
+    """Return a model to talk with, loaded into this process.
 
     Raises:
         HarkenError: it cannot be loaded.
     """
-    if (endpoint := parse_endpoint(spec, settings)) is not None:
-        return endpoint
     trunk = Trunk(load_model(spec, compute=compute, chat=chat, notify=notify))
     return TrunkChat(trunk, read_guide(trunk, spec, None), settings, spec)
 
@@ -286,6 +284,8 @@ def open_judge(
         name = _short(spec) if is_reward or spec == "lexicon" else Path(spec).name
         return ModelJudge(name, "model" if is_reward else "rule", version, judge)
     settings = SamplingSettings(**config.sampling.model_dump())
-    model = open_chat(spec, settings, chat=config.chat, compute=config.compute, notify=notify)
+    model = parse_endpoint(spec, settings) or open_chat(
+        spec, settings, chat=config.chat, compute=config.compute, notify=notify
+    )
     asked = LanguageJudge(model, criteria=criteria, seed=config.seed, concurrency=config.concurrency)
     return ModelJudge(_short(spec), "model", asked.version, asked)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harken.config.live import LiveChatConfig
-from harken.errors import HarkenError
+from harken.errors import HarkenError, UsageError
 from harken.feedback.names import Names, Release
 from harken.protocols import ChatModel
 from harken.records import Completion, FinishReason, Message, Prompt, content_id
@@ -29,7 +29,7 @@ _NEW_CHARACTERS = 80
 """So much new text is waited for before the moderation looks at an answer again."""
 
 
-class NotReady(HarkenError):
+class NotReady(UsageError):
     """The vote cannot be taken yet, or not at all; the message is for the person."""
 
 

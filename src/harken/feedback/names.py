@@ -4,11 +4,12 @@ import re
 from collections.abc import Iterable
 
 COMMON_NAMES = (
-    "OpenAI", "ChatGPT", "GPT", "GPT-2", "GPT-3", "GPT-3.5", "GPT-4", "GPT-4o", "GPT-5", "Anthropic", "Claude", "Google",
-    "DeepMind", "Gemini", "Gemma", "Bard", "PaLM", "Meta AI", "Llama", "Llama 2", "Llama 3", "Vicuna", "Alpaca",
-    "Mistral", "Mixtral", "Alibaba", "Qwen", "DeepSeek", "xAI", "Grok", "Microsoft", "Copilot", "Phi-2", "Phi-3",
-    "Cohere", "Command R", "Falcon", "Yi", "Kimi", "Moonshot AI", "ChatGLM", "Zhipu", "Baichuan", "InternLM", "Nemotron",
-    "OLMo", "Hugging Face", "SmolLM", "SmolLM2", "Zephyr", "Pythia", "StableLM", "Open Assistant", "Perplexity",
+    "OpenAI", "ChatGPT", "GPT", "GPT-2", "GPT-3", "GPT-3.5", "GPT-4", "GPT-4o", "GPT-5", "Anthropic",
+    "Claude", "Google", "DeepMind", "Gemini", "Gemma", "Bard", "PaLM", "Meta AI", "Llama", "Llama 2",
+    "Llama 3", "Vicuna", "Alpaca", "Mistral", "Mixtral", "Alibaba", "Qwen", "DeepSeek", "xAI", "Grok",
+    "Microsoft", "Copilot", "Phi-2", "Phi-3", "Cohere", "Command R", "Falcon", "Yi", "Kimi", "Moonshot AI",
+    "ChatGLM", "Zhipu", "Baichuan", "InternLM", "Nemotron", "OLMo", "Hugging Face", "SmolLM", "SmolLM2",
+    "Zephyr", "Pythia", "StableLM", "Open Assistant", "Perplexity",
 )  # fmt: skip
 """Names of models and their makers that many models call themselves by, rightly or not."""
 _GENERIC = {

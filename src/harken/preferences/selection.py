@@ -57,7 +57,7 @@ def weighted_mean(
 
 
 def effective_size(probability: Floats) -> float:
-    """Return how many evenly chosen units would tell as much: (sum w)^2 / sum w^2 with w = 1 / probability (Kish 1965)."""
+    """Return how many evenly chosen units would tell as much: (sum w)^2 / sum w^2, w = 1 / probability (Kish 1965)."""
     weight = 1 / probability
     return float(weight.sum() ** 2 / (weight**2).sum())
 

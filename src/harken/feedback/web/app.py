@@ -13,8 +13,8 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from harken.errors import HarkenError, StorageError, UsageError
+from harken.feedback.live import ChatRoom
 from harken.feedback.store import AnsweredOtherwise, NoTask, WrongLease
-from harken.feedback.live import ChatRoom, NotReady
 from harken.feedback.web import account_pages, chat_pages, manage_pages, rights_pages, work_pages
 from harken.feedback.web.security import ConsentNeeded, Forbidden, LoginNeeded, Shell, TooOften, guard
 from harken.feedback.web.site import STATIC, Site, UiConfig, open_site
@@ -44,7 +44,7 @@ def make_app(site: Site) -> FastAPI:
         openapi_url=None,
     )
     app.state.site = site
-    for module in (account_pages, rights_pages, work_pages, manage_pages, chat_pages):
+    for module in (account_pages, rights_pages, work_pages, manage_pages, *([chat_pages] if site.chat else [])):
         app.include_router(module.router)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     app.add_exception_handler(HarkenError, _explain)
@@ -102,8 +102,6 @@ def _status(error: Exception) -> tuple[int, str, str]:
             return 429, "Too often", text
         case StorageError():
             return 503, "The store could not be used", "Your answer may not be saved. Go back and send it again."
-        case NotReady():
-            return 409, "Not yet", text
         case UsageError():
             return 400, "This could not be done", text
         case HTTPException(status_code=404):

@@ -15,9 +15,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from harken.artifacts import write_private
 from harken.config.base import Config
 from harken.errors import DataError, UsageError
+from harken.feedback.live import ChatRoom
 from harken.feedback.store import Accounts, FeedbackStore, Leases, Projects
 from harken.feedback.store.accounts import SESSION_MAX_S
-from harken.feedback.live import ChatRoom
 from harken.feedback.web.render import plain, rich
 
 STATIC = Path(__file__).parent / "static"
