@@ -42,61 +42,72 @@ class Scripted:
         yield Piece("", "stop")
 
 
+class _Handler(BaseHTTPRequestHandler):
+    """Answers by the server's script: a text, or one of the words in capitals below."""
+
+    server: "_Service"
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        self.server.seen.append({"authorization": self.headers.get("authorization"), **body})
+        text = self.server.say(body)
+        if text == "FAIL":
+            self._send(500, json.dumps({"error": f"{body['model']} is overloaded"}))
+        elif text == "MOVED":
+            self.send_response(302)
+            self.send_header("location", "http://127.0.0.1:1/elsewhere")
+            self.end_headers()
+        elif text == "PLAIN":
+            choice = {"message": {"content": "not streamed"}, "finish_reason": "stop"}
+            self._send(200, json.dumps({"choices": [choice]}))
+        else:
+            self._stream(text)
+
+    def _send(self, status: int, text: str) -> None:
+        self.send_response(status)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def _stream(self, text: str) -> None:
+        self.send_response(200)
+        self.send_header("content-type", "text/event-stream; charset=utf-8")
+        self.end_headers()
+        words = text.split(" ")
+        try:
+            for number, word in enumerate(words):
+                self._event({"delta": {"content": word + (" " if number + 1 < len(words) else "")}})
+                time.sleep(self.server.delay_s)
+            if text != "BROKEN":
+                self._event({"delta": {}, "finish_reason": "stop"})
+                self.wfile.write(b"data: [DONE]\n\n")
+        except OSError:
+            return  # the reader has stopped
+
+    def _event(self, choice: dict[str, Any]) -> None:
+        self.wfile.write(f"data: {json.dumps({'choices': [choice]})}\n\n".encode())
+        self.wfile.flush()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        del format, args
+
+
+class _Service(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, say: Callable[[dict[str, Any]], str], delay_s: float, seen: list[dict[str, Any]]) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.say, self.delay_s, self.seen = say, delay_s, seen
+
+
 @contextmanager
 def service(
     say: Callable[[dict[str, Any]], str], *, delay_s: float = 0.0, seen: list[dict[str, Any]] | None = None
 ) -> Iterator[str]:
     """Serve `/v1/chat/completions` as a stream of words; yields the address up to and with /v1."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            if seen is not None:
-                seen.append({"authorization": self.headers.get("authorization"), **body})
-            text = say(body)
-            if text == "FAIL":
-                self._send(500, "application/json", json.dumps({"error": f"{body['model']} is overloaded"}))
-            elif text == "MOVED":
-                self.send_response(302)
-                self.send_header("location", "http://127.0.0.1:1/elsewhere")
-                self.end_headers()
-            elif text == "PLAIN":
-                choice = {"message": {"content": "not streamed"}, "finish_reason": "stop"}
-                self._send(200, "application/json", json.dumps({"choices": [choice]}))
-            else:
-                self._stream(text)
-
-        def _send(self, status: int, kind: str, text: str) -> None:
-            self.send_response(status)
-            self.send_header("content-type", kind)
-            self.send_header("content-length", str(len(text)))
-            self.end_headers()
-            self.wfile.write(text.encode())
-
-        def _stream(self, text: str) -> None:
-            self.send_response(200)
-            self.send_header("content-type", "text/event-stream; charset=utf-8")
-            self.end_headers()
-            words = text.split(" ")
-            try:
-                for number, word in enumerate(words):
-                    self._event({"delta": {"content": word + (" " if number + 1 < len(words) else "")}})
-                    time.sleep(delay_s)
-                if text != "BROKEN":
-                    self._event({"delta": {}, "finish_reason": "stop"})
-                    self.wfile.write(b"data: [DONE]\n\n")
-            except OSError:
-                return  # the reader has stopped
-
-        def _event(self, choice: dict[str, Any]) -> None:
-            self.wfile.write(f"data: {json.dumps({'choices': [choice]})}\n\n".encode())
-            self.wfile.flush()
-
-        def log_message(self, format: str, *args: Any) -> None:
-            del format, args
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
+    server = _Service(say, delay_s, [] if seen is None else seen)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

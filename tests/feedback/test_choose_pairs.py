@@ -68,10 +68,10 @@ def test_chances_sum_to_the_number_chosen_and_are_never_zero() -> None:
 def test_pairs_with_a_higher_score_have_a_higher_chance_and_clusters_share_alike() -> None:
     scores = np.array([1.0, 2.0, 4.0] + [1.0] * 97)
     cluster = np.array([0] * 3 + [1] * 97)
-    found = inclusion_probabilities(scores, cluster, 5, 0.2)
+    found = inclusion_probabilities(scores, cluster, 3, 0.2)
     assert found[0] < found[1] < found[2]
-    # What is left when the random share (0.01 a pair) is taken: as much for three pairs as for the 97.
-    assert (found[:3] - 0.01).sum() == pytest.approx((found[3:] - 0.01).sum())
+    # What is left when the random share (0.006 a pair) is taken: as much for three pairs as for the 97.
+    assert (found[:3] - 0.006).sum() == pytest.approx((found[3:] - 0.006).sum())
 
 
 def test_each_pair_is_chosen_as_often_as_its_chance_says() -> None:
@@ -79,7 +79,7 @@ def test_each_pair_is_chosen_as_often_as_its_chance_says() -> None:
     scores, cluster = rng.exponential(size=60), rng.integers(0, 4, 60)
     chance = inclusion_probabilities(scores, cluster, 12, 0.25)
     counts, randoms = np.zeros(60), np.zeros(60)
-    draws = 4000
+    draws = 800
     for seed in range(draws):
         chosen = choose_pairs(scores, cluster, num_chosen=12, random_share=0.25, seed=seed)
         assert len(chosen) == 12
@@ -87,7 +87,7 @@ def test_each_pair_is_chosen_as_often_as_its_chance_says() -> None:
             assert one.probability == pytest.approx(chance[one.candidate])
             counts[one.candidate] += 1
             randoms[one.candidate] += one.is_random
-    # Five standard errors on each of 60 pairs: a false alarm in 30,000 runs.
+    # Five standard errors on each of 60 pairs: a false alarm in some 10,000 sets of scores.
     assert (np.abs(counts / draws - chance) < 5 * np.sqrt(chance * (1 - chance) / draws) + 1e-9).all()
     # The random share is an even sample: every pair is in it with 0.25 * 12 / 60.
     even = 0.25 * 12 / 60
@@ -105,12 +105,12 @@ def test_the_same_seed_chooses_the_same_pairs() -> None:
 
 
 def test_prompts_about_the_same_are_in_one_cluster() -> None:
-    cats = [_prompt(f"tell me about cats and kittens {number}") for number in range(5)]
-    taxes = [_prompt(f"income tax return deadline {number}") for number in range(5)]
+    cats = [_prompt(f"tell me about cats and kittens {word}") for word in ("please", "now", "again", "too")]
+    taxes = [_prompt(f"income tax return deadline {word}") for word in ("soon", "monday", "passed", "moved")]
     found = prompt_clusters(cats + taxes, 2)
-    assert len(set(found[:5].tolist())) == 1
-    assert len(set(found[5:].tolist())) == 1
-    assert found[0] != found[5]
+    assert len(set(found[:4].tolist())) == 1
+    assert len(set(found[4:].tolist())) == 1
+    assert found[0] != found[4]
     assert (prompt_clusters(cats, 0) == 0).all()
     assert (
         prompt_clusters([_prompt("same words"), Prompt(id="2", messages=_prompt("same words").messages)], 5) == 0
@@ -126,7 +126,7 @@ def test_the_weighted_mean_is_right_where_the_plain_one_is_not() -> None:
     weighted: list[float] = []
     plain: list[float] = []
     covered = 0
-    for seed in range(300):
+    for seed in range(150):
         chosen = choose_pairs(scores**3, cluster, num_chosen=120, random_share=0.15, seed=seed)
         index = [one.candidate for one in chosen]
         found = weighted_mean(
@@ -137,11 +137,10 @@ def test_the_weighted_mean_is_right_where_the_plain_one_is_not() -> None:
         weighted.append(found.value)
         plain.append(float(wins[index].mean()))
         covered += found.low <= wins.mean() <= found.high
-    error = float(np.std(weighted)) / np.sqrt(300)
-    # Four standard errors, and the ratio's own bias, which is of order 1 / n.
+    error = float(np.std(weighted)) / np.sqrt(150)
     assert abs(np.mean(weighted) - wins.mean()) < 4 * error + 0.005  # the ratio's own bias is of order 1 / n
     assert np.mean(plain) - wins.mean() > 0.05
-    assert covered > 0.88 * 300
+    assert covered > 0.88 * 150
 
 
 def test_weighted_mean_by_hand() -> None:

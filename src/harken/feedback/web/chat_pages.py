@@ -17,7 +17,7 @@ from harken.feedback.live import ChatRoom, NotReady, Turn, conversation_tag
 from harken.feedback.store import Given, Lease
 from harken.feedback.store.live import LiveTask, record_turn, turns_of
 from harken.feedback.web.kinds import BadForm, make_answer
-from harken.feedback.web.render import plain
+from harken.feedback.web.render import plain, rich
 from harken.feedback.web.security import FormDep, Worker, limit, text_of, texts_of
 from harken.feedback.web.site import Site, SiteDep
 from harken.feedback.web.work_pages import MAX_NOTE
@@ -144,6 +144,8 @@ async def _stream(room: ChatRoom, turn: Turn, events: asyncio.Queue[dict[str, An
             if event["event"] == "text":
                 # Escaped here, with what cannot be seen made visible: the page puts it in as it is.
                 event["html"] = str(plain(event.pop("text")))
+            elif event["event"] == "done":
+                event["html"] = str(rich(turn.sides[event["side"] - 1].text))
             ended += event["event"] in ("done", "failed")
             yield _event(event)
     finally:

@@ -47,29 +47,41 @@ function clear() {
   for (const side of sides) {
     side.className = "completion live writing";
     side.querySelector("[data-text]").replaceChildren();
-    side.querySelector("[data-text]").hidden = false;
+    side.querySelector("[data-rich]").replaceChildren();
     side.querySelector("[data-named]").hidden = true;
+    uncovered(side);
     side.querySelector("[data-state]").textContent = "";
     side.querySelector(".failure")?.remove();
   }
   for (const choice of choices) choice.checked = false;
   paint();
 }
+// What the server sends is escaped or cleaned there; parsed into a document of its own, whatever else it were could not run.
+function parsed(html) {
+  return new DOMParser().parseFromString(`<body>${html}`, "text/html").body.childNodes;
+}
+// A covered answer shows nothing; an answer that has ended shows its Markdown rendered, else the text as it comes.
+function uncovered(side) {
+  const isCovered = !side.querySelector("[data-named]").hidden, rich = side.querySelector("[data-rich]");
+  rich.hidden = isCovered || !rich.hasChildNodes();
+  side.querySelector("[data-text]").hidden = isCovered || rich.hasChildNodes();
+}
 function on(event) {
   if (event.event === "turn") { turn = event.id; return; }
   const place = event.side - 1, side = sides[place], box = side.querySelector("[data-text]");
   if (event.event === "named") {
     side.querySelector("[data-named]").hidden = false;
-    box.hidden = true;
+    uncovered(side);
   } else if (event.event === "text") {
-    // The server has escaped it; parsed into a document of its own, whatever else it were could not run.
-    box.append(...new DOMParser().parseFromString(`<body>${event.html}`, "text/html").body.childNodes);
+    box.append(...parsed(event.html));
     seen[place] = event.end;
   } else {
     ended[place] = true;
     side.classList.remove("writing");
     if (event.event === "done") {
       side.querySelector("[data-state]").textContent = STATES[event.reason] ?? "";
+      side.querySelector("[data-rich]").append(...parsed(event.html));
+      uncovered(side);
     } else {
       failed[place] = true;
       side.classList.add("failed");
@@ -109,8 +121,9 @@ async function say(words) {
   sayForm.hidden = true;
   status.textContent = "Both models are writing …";
   controls();
+  for (const old of document.querySelectorAll("#receipt, .lead")) old.hidden = true;
   now.scrollIntoView({ block: "start" });
-  stopButton.focus();
+  stopButton.focus({ preventScroll: true });
   try {
     const body = new URLSearchParams({ csrf, text: words });
     const response = await fetch(`/chat/${conversation}/say`, { method: "POST", body, headers: { accept: "text/event-stream" } });
@@ -187,9 +200,8 @@ for (const choice of choices) choice.addEventListener("change", paint);
 for (const side of sides) {
   side.querySelector("[data-uncover]").addEventListener("click", () => {
     side.querySelector("[data-named]").hidden = true;
-    const box = side.querySelector("[data-text]");
-    box.hidden = false;
-    box.focus();
+    uncovered(side);
+    side.querySelector("[data-text]:not([hidden]), [data-rich]:not([hidden])").focus();
   });
 }
 
