@@ -10,13 +10,16 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from harken.config import LiveChatConfig, ProjectConfig
+from harken.collecting import open_chat
+from harken.config import ChatConfig, ComputeConfig, LiveChatConfig, ProjectConfig
 from harken.feedback.live import ChatRoom, Moderate
 from harken.feedback.names import Names
 from harken.feedback.web.app import make_app
-from harken.records import Comparison, Message
+from harken.feedback.web.render import plain
+from harken.records import Comparison, Message, SamplingSettings
 from tests.feedback.scripted import Scripted
 from tests.feedback.web_client import ADDRESS, House, post, token
+from tests.tiny import make_tiny_model
 
 CONVERSATION = "0123456789abcdef"
 
@@ -167,6 +170,29 @@ def test_an_app_without_models_has_no_chat(tmp_path: Path) -> None:
     client = house.logged_in("Ann")
     assert client.get("/chat").status_code == 404
     assert 'href="/chat"' not in client.get("/").text
+    house.close()
+
+
+def test_two_models_of_our_own_answer(tmp_path: Path) -> None:
+    house = ChatHouse(tmp_path)
+    house.work.people("Ann")
+    folders = [make_tiny_model(tmp_path / f"tiny-{seed}", seed=seed) for seed in (0, 1)]
+    compute, settings = ComputeConfig(dtype="float32"), SamplingSettings(max_new_tokens=40)
+    first, second = (open_chat(str(one), settings, chat=ChatConfig(), compute=compute) for one in folders)
+    names = Names([str(one) for one in folders])
+    room = ChatRoom((first, second), house.room.project_id, LiveChatConfig(), names=names)
+    house.app = make_app(dataclasses.replace(house.site, chat=room))
+    client = house.logged_in("Ann")
+    events = _say(client, "hi")
+    turn = events[0]["id"]
+    assert [one["event"] for one in events].count("done") == 2
+    answer = post(client, f"/chat/turns/{turn}/vote", {**_ends(events), "outcome": "answer", "choice": "1-0"})
+    assert answer.status_code == 200, answer.text
+    (judgment,) = house.site.store.judgments()
+    records = {one.id: one for one in house.site.store.completions()}
+    assert [plain(records[one].message.content) for one in judgment.shown] == _texts(events)
+    assert {records[one].model for one in judgment.shown} == {str(one) for one in folders}
+    room.close()
     house.close()
 
 
