@@ -44,6 +44,8 @@ from harken.reward.model import StoredRewardModel
 from harken.runs import derive_seed
 
 _SCORED_AT_ONCE = 64
+RANDOM = "random"
+"""Tag of tasks that belong to the even sample of all pairs."""
 
 
 @dataclass(frozen=True)
@@ -109,14 +111,25 @@ def sample_tasks(
             f"{len(completions)} completions of {len(prompts)} prompts make no pair of different texts; draw more "
             "(--n), at a higher temperature, or with more models"
         )
-    logits = np.stack(
-        [_logits(name, prompts, completions, candidates, config.compute, reporter) for name in rewards]
-        or [np.zeros(len(candidates))]
-    )[: len(rewards)]
-    clusters = prompt_clusters(prompts, config.choose.clusters)
+    logits = [_logits(name, prompts, completions, candidates, config.compute, reporter) for name in rewards]
+    lines = _chosen(project, prompts, completions, candidates, logits, config)
+    new, known = Projects(store.database).add_tasks(project.id, lines, _source(models, rewards, candidates, config))
+    num_random = sum(RANDOM in line.tags for line in lines)
+    return SampledTasks(num_drawn, len(completions) - num_drawn, len(candidates), new, known, num_random)
+
+
+def _chosen(
+    project: Project,
+    prompts: Sequence[Prompt],
+    completions: Sequence[Completion],
+    candidates: Sequence[Candidate],
+    logits: Sequence[Floats],
+    config: SampleConfig,
+) -> list[TaskLine]:
+    """Choose among the candidates and return the tasks."""
     chosen = choose_pairs(
-        uncertainty(logits),
-        clusters[[candidate.prompt for candidate in candidates]],
+        uncertainty(np.reshape(np.array(logits), (len(logits), len(candidates)))),
+        prompt_clusters(prompts, config.choose.clusters)[[candidate.prompt for candidate in candidates]],
         num_chosen=config.choose.num_tasks,
         random_share=config.choose.random_share,
         seed=derive_seed(config.seed, "choose") % 2**32,
@@ -127,14 +140,12 @@ def sample_tasks(
         line = TaskLine(
             prompt=prompts[pair.prompt],
             completions=(completions[pair.one], completions[pair.other]),
-            tags=("sampled", "random" if one.is_random else "uncertain"),
+            tags=("sampled", RANDOM if one.is_random else "uncertain"),
             selection_probability=one.probability,
         )
         check_task(line, project.config.task, f"prompt {line.prompt.id!r}")
         lines.append(line)
-    new, known = Projects(store.database).add_tasks(project.id, lines, _source(models, rewards, candidates, config))
-    num_random = sum(one.is_random for one in chosen)
-    return SampledTasks(num_drawn, len(completions) - num_drawn, len(candidates), new, known, num_random)
+    return lines
 
 
 def _source(
