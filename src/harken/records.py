@@ -84,6 +84,11 @@ class Judge(Record):
     id: str
     kind: Literal["person", "model", "rule", "import"]
 
+    @property
+    def is_machine(self) -> bool:
+        """Whether no person judged; what came by import without saying so is taken to be by people."""
+        return self.kind in ("model", "rule")
+
 
 class Comparison(Record):
     """A choice between completions. The winner is a completion id, never a side."""

@@ -45,12 +45,12 @@ class Scripted:
 class _Handler(BaseHTTPRequestHandler):
     """Answers by the server's script: a text, or one of the words in capitals below."""
 
-    server: "_Service"
-
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        self.server.seen.append({"authorization": self.headers.get("authorization"), **body})
-        text = self.server.say(body)
+        server = self.server
+        assert isinstance(server, _Service)
+        server.seen.append({"authorization": self.headers.get("authorization"), **body})
+        text = server.say(body)
         if text == "FAIL":
             self._send(500, json.dumps({"error": f"{body['model']} is overloaded"}))
         elif text == "MOVED":
@@ -75,10 +75,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("content-type", "text/event-stream; charset=utf-8")
         self.end_headers()
         words = text.split(" ")
+        server = self.server
+        assert isinstance(server, _Service)
         try:
             for number, word in enumerate(words):
                 self._event({"delta": {"content": word + (" " if number + 1 < len(words) else "")}})
-                time.sleep(self.server.delay_s)
+                time.sleep(server.delay_s)
             if text != "BROKEN":
                 self._event({"delta": {}, "finish_reason": "stop"})
                 self.wfile.write(b"data: [DONE]\n\n")

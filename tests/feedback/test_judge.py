@@ -1,22 +1,25 @@
 """Models as judges: both orders, ties where they disagree, resumable, and told apart from people."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from harken.config import ProjectConfig
 from harken.config.preferences import PreferencesConfig
-from harken.errors import RewardError, SamplerError
+from harken.errors import DataError, RewardError, SamplerError
 from harken.feedback.judge import ByScore, ModelJudge, judge_pairs
 from harken.feedback.language_judge import LanguageJudge
 from harken.feedback.store import FeedbackStore
 from harken.feedback.store.machine import asked_pairs
+from harken.feedback.tasks import TaskLine
 from harken.preferences.pairs import preferences_from_export, resolve_export
 from harken.preferences.votes_report import votes_report
 from harken.records import Comparison
 from tests.cli.calling import call
 from tests.feedback.scripted import Scripted, service
-from tests.feedback.working import Workshop, win
+from tests.feedback.working import SOURCE, Workshop, lines, win
 
 
 @pytest.fixture
@@ -183,3 +186,53 @@ def test_by_score_is_the_sigmoid_of_the_difference(work: Workshop) -> None:
     with pytest.raises(RewardError):
         judge_pairs(work.store.database, [pair], ModelJudge("broken", "rule", "score", broken))
     assert not list(work.store.judgments())
+
+
+def test_only_judgments_of_models_are_told_so(work: Workshop, tmp_path: Path) -> None:
+    work.project(3)
+    judge_pairs(work.store.database, asked_pairs(work.store.database, None), _judge(_prefers("Answer b to")))
+    work.store.export(tmp_path / "export")
+    with pytest.raises(DataError, match="all 3 judgments are by models"):
+        resolve_export(tmp_path / "export", PreferencesConfig())
+
+
+def test_pairs_in_other_formats_are_by_people_where_people_have_judged(work: Workshop, tmp_path: Path) -> None:
+    (ann,) = work.people("Ann")
+    project = work.project(2)
+    lease = work.leases.claim(project.id, ann.id)
+    place = [one.message.content[7] for one in lease.completions].index("a")
+    work.leases.submit(lease.id, ann.id, win(lease, place))
+    judge_pairs(work.store.database, asked_pairs(work.store.database, None), _judge(_prefers("Answer b to")))
+    out, url = tmp_path / "pairs.jsonl", f"sqlite:///{tmp_path / 'f.db'}"
+    ended = call("collect", "export", "--store", url, "--format", "trl-preference", "--out", out, "--accept-loss")
+    assert ended.code == 0, ended.err
+    chosen = [json.loads(line)["chosen"] for line in out.read_text().splitlines()]
+    # Of the pair that Ann judged, her choice only; of the other one the model's.
+    assert sorted(str(one).count("Answer a to") for one in chosen) == [0, 1]
+
+
+def test_chances_of_tasks_reach_the_report(work: Workshop) -> None:
+    (ann,) = work.people("Ann")
+    project = work.projects.make("sampled", ProjectConfig())
+    rows = [
+        TaskLine(
+            prompt=line.prompt,
+            completions=tuple(
+                one.model_copy(update={"model": name}) for one, name in zip(line.completions, "mn", strict=True)
+            ),
+            selection_probability=chance,
+        )
+        for line, chance in zip(lines(4), (1.0, 1.0, 0.25, 0.25), strict=True)
+    ]
+    work.projects.add_tasks(project.id, rows, SOURCE)
+    for number in range(4):
+        lease = work.leases.claim(project.id, ann.id)
+        winner = "m" if number < 2 else "n"
+        work.leases.submit(lease.id, ann.id, win(lease, [one.model for one in lease.completions].index(winner)))
+    report = votes_report(work.store.judgments(), work.store.completions(), resamples=50)
+    assert report is not None
+    found = report["selection"]["wins"]["m against n"]
+    # m won the two with weight 1, n the two with weight 4: 2 / 10.
+    assert found["all_pairs"]["value"] == pytest.approx(0.2)
+    assert found["chosen_pairs"]["value"] == pytest.approx(0.5)
+    assert report["selection"]["effective_pairs"] == pytest.approx(100 / 34)

@@ -7,13 +7,12 @@ from typing import Any
 import numpy as np
 
 from harken.config.preferences import Judges
+from harken.errors import DataError
 from harken.preferences.agreement import cohen_kappa
 from harken.preferences.numeric import Floats
 from harken.preferences.votes import Votes
 from harken.records import Judgment
 
-MACHINES = ("model", "rule")
-"""Kinds of judges that are no people; what came by import without saying so is taken to be by people."""
 ADMISSIBLE_LOSS = 0.1
 """A judge is fit to stand in for people when its kappa with them is at most so much below theirs with each other."""
 
@@ -28,13 +27,21 @@ class ByKind:
         """In the last pass that was finished."""
 
     def __call__(self, judgments: Iterable[Judgment]) -> Iterator[Judgment]:
-        """Yield those that count."""
-        left_out = 0
+        """Yield those that count.
+
+        Raises:
+            DataError: there are judgments, but none of them counts.
+        """
+        left_out = num_kept = 0
         for judgment in judgments:
-            if self._judges == "all" or (judgment.judge.kind in MACHINES) == (self._judges == "models"):
+            if self._judges == "all" or judgment.judge.is_machine == (self._judges == "models"):
+                num_kept += 1
                 yield judgment
             else:
                 left_out += 1
+        if left_out and not num_kept:
+            other = "models" if self._judges == "people" else "people"
+            raise DataError(f"all {left_out} judgments are by {other}; to count them: --set judges={other}")
         self.num_left_out = left_out
 
     @property

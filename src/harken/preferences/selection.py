@@ -77,7 +77,8 @@ def selection_report(
     Returns: JSON-able. `agreement`: share of two votes on a pair that agree; `wins`: of each two models, the share that
         the first wins, ties as half. Each has `all_pairs` (weighed) and `chosen_pairs` (not weighed).
     """
-    known = np.array([chance.get(votes.judgment_ids[number], np.nan) for number in votes.judgment.tolist()])
+    by_judgment = np.array([chance.get(name, np.nan) for name in votes.judgment_ids], dtype=np.float64)
+    known = by_judgment[votes.judgment]
     kept = np.flatnonzero(np.isfinite(known))
     if kept.size == 0:
         return None

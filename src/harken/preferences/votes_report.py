@@ -11,7 +11,7 @@ from harken.errors import DataError
 from harken.preferences.agreement import Estimate, Units, alpha_interval
 from harken.preferences.bias import length_bias, position_bias, sides_are_fair
 from harken.preferences.judges import agreement_by_group, gold_votes, judge_table, meetings
-from harken.preferences.machines import MACHINES, agreement_with_people
+from harken.preferences.machines import agreement_with_people
 from harken.preferences.numeric import Floats, kendall_tau
 from harken.preferences.outcomes import rankings
 from harken.preferences.probes import Probe, probe_report
@@ -108,7 +108,7 @@ class _Seen:
                 self.seconds[judgment.judge.id].append(judgment.timing.active_s)
             if isinstance(judgment.answer, RankingAnswer):
                 self.rankings[judgment.id] = judgment.judge.id
-            if judgment.judge.kind in MACHINES:
+            if judgment.judge.is_machine:
                 self.machines.append(judgment)
             else:
                 yield judgment

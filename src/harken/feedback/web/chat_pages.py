@@ -113,12 +113,16 @@ async def say(site: SiteDep, form: FormDep, person: Worker, conversation: str) -
     messages = (*_so_far(turns), Message(role="user", content=text))
     loop = asyncio.get_running_loop()
     events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+
+    def emit(event: dict[str, Any]) -> None:
+        loop.call_soon_threadsafe(events.put_nowait, event)
+
     turn = await run_in_threadpool(
         room.start,
         person.id,
         conversation,
         messages,
-        lambda event: loop.call_soon_threadsafe(events.put_nowait, event),
+        emit,
     )
     # Understood by nginx: what stands between must not collect the pieces.
     headers = {"x-accel-buffering": "no"}
@@ -145,7 +149,8 @@ async def _stream(room: ChatRoom, turn: Turn, events: asyncio.Queue[dict[str, An
                 # Escaped here, with what cannot be seen made visible: the page puts it in as it is.
                 event["html"] = str(plain(event.pop("text")))
             elif event["event"] == "done":
-                event["html"] = str(rich(turn.sides[event["side"] - 1].text))
+                side = turn.sides[0] if event["side"] == 1 else turn.sides[1]
+                event["html"] = str(rich(side.text))
             ended += event["event"] in ("done", "failed")
             yield _event(event)
     finally:
