@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from harken.feedback.store.store import AddedCounts, Part
 
 
+UNSIGNED = ("trl-preference", "trl-unpaired", "hh-rlhf")
+"""Formats of preferences that do not say who judged: models and people would be mixed for good."""
+
+
 def import_feedback(
     path: Annotated[
         str,
@@ -188,7 +192,14 @@ def _export_format(
     from harken.artifacts import artifact_digest
     from harken.feedback.exchange.own import entries_of
 
-    entries = list(entries_of(opened.prompts(), opened.completions(), opened.judgments()))
+    judgments = list(opened.judgments())
+    by_people = [judgment for judgment in judgments if not judgment.judge.is_machine]
+    if format in UNSIGNED and 0 < len(by_people) < len(judgments):
+        reporter().say(
+            f"note: left out: {len(judgments) - len(by_people)} judgments by models, as people have judged too"
+        )
+        judgments = by_people
+    entries = list(entries_of(opened.prompts(), opened.completions(), judgments))
     info = {"source": opened.name}
     write_entries(entries, out, format, texts=texts, ties=ties, accept_loss=accept_loss, info=info)
     opened.remember_export(out, artifact_digest(out), sum(len(entry.judgments) for entry in entries))

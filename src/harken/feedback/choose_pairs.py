@@ -83,7 +83,7 @@ def uncertainty(logits: Floats) -> Floats:
         entropy, which is largest at 1/2; for none, ones.
     """
     if len(logits) == 0:
-        return np.ones(logits.shape[1], dtype=np.float64)
+        return np.ones_like(logits.sum(0))
     p = 1 / (1 + np.exp(-np.clip(logits, -700, 700)))
     if len(logits) == 1:
         return _entropy(p[0])

@@ -1,7 +1,6 @@
 """Entries -> what training reads: pairs, demonstrations, prompts; one judgment at a time, nothing resolved.
 
-`harken preferences` resolves several judgments of the same completions; here each stands for itself. Where people have
-judged, what models said of the same does not count.
+`harken preferences` resolves several judgments of the same completions; here each stands for itself.
 """
 
 from collections.abc import Iterator
@@ -34,15 +33,9 @@ def better_and_worse(entry: Entry) -> Iterator[tuple[str, str, Strength | None]]
         yield winner.message.content, loser.message.content, strength
 
 
-def _counting(entry: Entry) -> list[Judgment]:
-    """Return the judgments by people; those of models and rules only where nobody else has judged."""
-    by_people = [judgment for judgment in entry.judgments if not judgment.judge.is_machine]
-    return by_people or list(entry.judgments)
-
-
 def _won(entry: Entry) -> Iterator[tuple[Judgment, Completion, Completion, Strength | None]]:
     by_id = {completion.id: completion for completion in entry.completions}
-    for judgment in _counting(entry):
+    for judgment in entry.judgments:
         answer = judgment.answer
         if isinstance(answer, Comparison) and answer.winner is not None:
             for name in judgment.shown:
@@ -80,7 +73,7 @@ def demonstrations_of(entry: Entry) -> Iterator[Demonstration]:
     """Yield what an entry shows to imitate: demonstrations, corrections, and completions that won or rank first."""
     texts: dict[str, None] = {}
     by_id = {completion.id: completion.message.content for completion in entry.completions}
-    for judgment in _counting(entry):
+    for judgment in entry.judgments:
         answer = judgment.answer
         match answer:
             case DemonstrationAnswer() | Correction():
