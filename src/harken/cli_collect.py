@@ -33,10 +33,6 @@ if TYPE_CHECKING:
     from harken.feedback.store.store import AddedCounts, Part
 
 
-UNSIGNED = ("trl-preference", "trl-unpaired", "hh-rlhf")
-"""Formats of preferences that do not say who judged: models and people would be mixed for good."""
-
-
 def import_feedback(
     path: Annotated[
         str,
@@ -191,10 +187,12 @@ def _export_format(
 ) -> None:
     from harken.artifacts import artifact_digest
     from harken.feedback.exchange.own import entries_of
+    from harken.feedback.exchange.write import MAKES_PAIRS
 
     judgments = list(opened.judgments())
     by_people = [judgment for judgment in judgments if not judgment.judge.is_machine]
-    if format in UNSIGNED and 0 < len(by_people) < len(judgments):
+    # These do not say who judged: models and people would be mixed for good.
+    if format in {*MAKES_PAIRS, "trl-unpaired"} and 0 < len(by_people) < len(judgments):
         reporter().say(
             f"note: left out: {len(judgments) - len(by_people)} judgments by models, as people have judged too"
         )

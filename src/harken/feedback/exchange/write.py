@@ -48,7 +48,7 @@ Target = Literal[
 TARGETS: tuple[Target, ...] = get_args(Target)
 Ties = Literal["drop", "both-ways"]
 _DERIVED = frozenset({Fact.rankings, Fact.many})
-_MAKES_PAIRS: frozenset[Target] = frozenset({"hh-rlhf", "trl-preference", "trl-implicit", "openrlhf", "harken-pairs"})
+MAKES_PAIRS: frozenset[Target] = frozenset({"hh-rlhf", "trl-preference", "trl-implicit", "openrlhf", "harken-pairs"})
 _MAKES_DEMONSTRATIONS: frozenset[Target] = frozenset(
     {"trl-completions", "trl-messages", "trl-text", "harken-demonstrations"}
 )
@@ -123,9 +123,9 @@ def plan(entries: Iterable[Entry], target: Target, style: Style) -> Plan:
 
 
 def _loss(fact: Fact, count: int, target: Target, style: Style) -> str:
-    if fact in _DERIVED and target in _MAKES_PAIRS:
+    if fact in _DERIVED and target in MAKES_PAIRS:
         return f"{fact.value} ({count}) are written as all their pairs"
-    if fact is Fact.ties and target in _MAKES_PAIRS and style.ties == "both-ways":
+    if fact is Fact.ties and target in MAKES_PAIRS and style.ties == "both-ways":
         return f"{fact.value} ({count}) are written as two pairs, one in either direction"
     if fact in (Fact.wins, Fact.both_bad) and target == "trl-unpaired":
         return f"{fact.value} ({count}): each completion becomes a row of its own, wanted or not"
@@ -214,7 +214,7 @@ def _rows(
         for one in _single(entry) if is_by_row else [_writable(entry, target, kept, left_out)]:
             try:
                 rows = _row(one, target, style, own)
-                if style.ties == "both-ways" and target in _MAKES_PAIRS:
+                if style.ties == "both-ways" and target in MAKES_PAIRS:
                     rows += [row for tie in _tied(one) for row in _row(tie, target, style, own)]
             except BadRow as problem:
                 left_out[str(problem)] += 1
