@@ -130,12 +130,12 @@ def test_each_kind_gives_the_answer_that_was_sent(house: House, kind: str) -> No
     for fields in FORMS[kind]:
         assert _send(client, lease, {**fields, "replaces": replaces}).status_code == 303
         judgment = _last(house)
-        assert judgment.answer == make_answer(_task(kind), fields, lease.completions)
+        assert judgment.answer == make_answer(_task(kind), fields, lease.prompt, lease.completions)
         replaces = judgment.id
         # The form of the answer gives the answer again: what a person changes starts from what they said.
         shown = tuple(one.id for one in lease.completions)
         again = fill_form(_task(kind), judgment.answer, shown)
-        assert make_answer(_task(kind), again, lease.completions) == judgment.answer
+        assert make_answer(_task(kind), again, lease.prompt, lease.completions) == judgment.answer
     answers = [one.answer for one in house.work.store.judgments(include_superseded=True)]
     assert len(answers) == len(FORMS[kind])
 
@@ -162,7 +162,7 @@ def test_a_form_that_is_not_complete_comes_back_with_what_was_entered(house: Hou
     lease = _start(house, kind, client)
     for fields in BAD_FORMS[kind]:
         with pytest.raises(BadForm):
-            make_answer(_task(kind), fields, lease.completions)
+            make_answer(_task(kind), fields, lease.prompt, lease.completions)
         answer = _send(client, lease, {**fields, "rationale": "my <b>long</b> thought"})
         assert answer.status_code == 422
         assert 'role="alert"' in answer.text
@@ -187,7 +187,9 @@ def test_ranks_lose_their_gaps_and_ties_may_be_forbidden(house: House) -> None:
     assert [answer.ranks[one.id] for one in lease.completions] == [2, 2, 1, 3]
     strict = _task("ranking").model_copy(update={"ties": False})
     with pytest.raises(BadForm, match="same rank"):
-        make_answer(strict, {"rank-1": "1", "rank-2": "1", "rank-3": "2", "rank-4": "3"}, lease.completions)
+        make_answer(
+            strict, {"rank-1": "1", "rank-2": "1", "rank-3": "2", "rank-4": "3"}, lease.prompt, lease.completions
+        )
 
 
 def test_ratings_keep_their_scale(house: House) -> None:
