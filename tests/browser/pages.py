@@ -37,7 +37,8 @@ def make_project(work: Workshop, name: str, texts: list[str], said: dict[str, An
     said = said or {}
     task = {"kind": kind_of(name), **KINDS[name], **said.get("task", {})}
     settings = build(ProjectConfig, {"task": task}, where="test")
-    made = work.projects.make(said.get("name", f"The {name}"), settings, guideline=said.get("guideline", "Be *fair*."))
+    title = f"{said.get('name', name)} {len(work.projects.all())}"
+    made = work.projects.make(title, settings, guideline=said.get("guideline", "Be *fair*."))
     messages = [
         {"role": role, "content": texts[place % len(texts)]}
         for place, role in enumerate(("system", "user", "assistant", "user"))

@@ -22,7 +22,7 @@ from tests.browser.server import TEXTS, as_shown, shown_texts
 
 Texts = dict[str, str]
 Check = Callable[[Judgment, Texts], None]
-AXES = [{"name": "true"}, {"name": "kind", "low": 0, "high": 3}]
+AXES = [{"name": "honest"}, {"name": "kind", "low": 0, "high": 3}]
 TYPED = "Typed: \u00e9\U0001f600 \u0647\u0630\u0627 {{7*7}} <b>not bold</b>\nsecond line"
 
 

@@ -85,6 +85,20 @@ def _look(page: Page) -> list[str]:
     return problems
 
 
+def test_the_judges_themselves_see_what_is_wrong(page: Page, server: Server) -> None:
+    page.goto(f"{server.address}/account")
+    page.evaluate("""() => {
+      const button = document.createElement("button");
+      const faint = document.createElement("p");
+      faint.textContent = "faint";
+      faint.style.color = "#ccc";
+      faint.style.width = "200vw";
+      document.querySelector("main").append(button, faint);
+    }""")
+    assert {found.split(":")[0] for found in _axe(page)} == {"button-name", "color-contrast"}
+    assert page.evaluate(OVERFLOW)
+
+
 def test_help_is_accessible_and_keeps_the_focus(page: Page, server: Server) -> None:
     start(page, server, server.project("comparison", [{"prompt": "Help?", "completions": ["a", "b"]}]))
     page.keyboard.press("?")

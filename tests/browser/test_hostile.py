@@ -36,6 +36,15 @@ def test_the_corpus_is_large_enough() -> None:
     assert len(set(VECTORS)) == len(VECTORS) >= 40
 
 
+def test_the_judge_itself_sees_what_is_wrong(page: Page, server: Server) -> None:
+    page.goto(f"{server.address}/account")
+    assert page.evaluate(FOREIGN) == []
+    page.evaluate("document.querySelector('main').append(document.createElement('iframe'))")
+    page.evaluate("document.querySelector('h1').setAttribute('onclick', '')")
+    page.evaluate("document.querySelector('main a, a').href = 'javascript:1'")
+    assert len(page.evaluate(FOREIGN)) == 3
+
+
 @pytest.mark.timeout(400)
 def test_hostile_texts_do_nothing_anywhere(page: Page, server: Server) -> None:
     together = "\n\n".join(VECTORS)

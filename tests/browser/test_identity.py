@@ -61,7 +61,7 @@ def _judge_all(page: Page, server: Server, factor: int, folder: Path) -> None:
     first_sides: list[bool] = []
     names: list[str] = []
     for place, (kind, task, num_completions, count) in enumerate(MIX):
-        name = f"mix{factor}-{place}"
+        name = f"{folder.name}-{place}"
         names.append(name)
         lines = [_line(name, number, kind, num_completions) for number in range(count * factor)]
         project = server.project(kind, lines, task=task)
@@ -85,7 +85,7 @@ def _judge_all(page: Page, server: Server, factor: int, folder: Path) -> None:
 def _check_preferences(export: Path, names: list[str], said: Preferred) -> None:
     """What `harken preferences` makes of an export is what was clicked: no pair more, none less."""
     out = export.parent / "pairs.jsonl"
-    ended = call("preferences", export, "--out", out, "--set", "heldout_fraction=0", "--set", "axis=true")
+    ended = call("preferences", export, "--out", out, "--set", "heldout_fraction=0", "--set", "axis=honest")
     assert ended.code == 0, ended.err
     found: set[tuple[str, str, int]] = set()
     rated: set[tuple[str, str]] = set()
@@ -99,7 +99,7 @@ def _check_preferences(export: Path, names: list[str], said: Preferred) -> None:
         else:
             assert pair.difference == said.ratings[chosen] - said.ratings[rejected]
             rated.add((chosen, rejected))
-    assert found == said.pairs
+    assert not found ^ said.pairs
     assert rated == _rated_pairs(said.ratings)
 
 

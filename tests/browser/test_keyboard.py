@@ -22,6 +22,7 @@ def _keys(*keys: str) -> Press:
 
 def _typed(text: str) -> Press:
     def press(page: Page) -> None:
+        page.keyboard.press("Escape")  # an empty box has the focus already
         page.keyboard.press("e")
         page.keyboard.press("Control+End")
         page.keyboard.type(text)
@@ -45,7 +46,7 @@ KINDS: dict[str, tuple[dict[str, Any], int, Press, Press, Callable[[Any], object
         {"axes": [{"name": "true"}, {"name": "kind"}], "scope": "turns"},
         1,
         _keys("1", "2", "3", "4"),
-        _keys("ArrowUp", "5"),
+        _keys("ArrowDown", "ArrowDown", "5"),
         lambda one: [axis.value for part in (*one.turns, one) for axis in part.axes.values()],
         [[1, 2, 3, 4], [1, 2, 5, 4]],
     ),
@@ -71,7 +72,8 @@ def test_a_task_without_a_mouse(page: Page, server: Server, kind: str) -> None:
     lines = [{"prompt": [*prompt[:2], {"role": "user", "content": f"More {n}?"}], "completions": texts} for n in "ab"]
     project = server.project(kind, lines, task=task)
     page.goto(f"{server.address}/projects/{project}")
-    page.keyboard.press("Enter")  # the way in has the focus
+    page.wait_for_selector("button.primary:focus")
+    page.keyboard.press("Enter")
     page.wait_for_url("**/tasks/*")
     first(page)
     page.keyboard.press("Escape")
@@ -94,6 +96,7 @@ def test_a_task_without_a_mouse(page: Page, server: Server, kind: str) -> None:
     page.keyboard.press("Escape")
     page.keyboard.press("z")
     page.wait_for_selector("form[data-answered]")
+    page.wait_for_load_state("load")
     assert page.input_value("#rationale") == "my reasons"
     change(page)
     _send(page, "Control+Enter")
@@ -121,6 +124,7 @@ def _outcome(answer: Answer) -> str:
 def test_help_tells_the_keys_and_single_keys_can_be_turned_off(page: Page, server: Server) -> None:
     project = server.project("comparison", [{"prompt": "Keys?", "completions": ["a", "b"]}])
     page.goto(f"{server.address}/projects/{project}")
+    page.wait_for_selector("button.primary:focus")
     page.keyboard.press("Enter")
     page.wait_for_url("**/tasks/*")
     page.keyboard.press("?")

@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page
+from sqlalchemy import update
 
+from harken.feedback.store.work_tables import slots
 from harken.feedback.tasks import MAX_TEXT
 from harken.records import Comparison, DemonstrationAnswer
 from tests.browser.server import Server, sent, shown_texts, start
@@ -70,6 +72,7 @@ def test_the_answer_before_can_be_changed(page: Page, server: Server) -> None:
     _press(page, "1", "Enter")
     page.keyboard.press("z")
     page.wait_for_selector("form[data-answered]")
+    page.wait_for_load_state("load")
     assert page.is_checked("input[value='1-3']")
     _press(page, "9", "Enter")
     first, second = server.judgments(project)
@@ -116,11 +119,13 @@ def test_a_double_click_on_save_is_one_answer(page: Page, server: Server) -> Non
 
 
 def test_a_late_answer_is_kept_and_the_page_says_so(page: Page, server: Server) -> None:
-    late = server.project("comparison", _pairs("late", 1), lease_minutes=0.0001)
+    late = server.project("comparison", _pairs("late", 1))
     start(page, server, late)
     with server.work() as work:
-        other = work.person("Lea")
-        work.leases.claim(late, other.id)
+        expired = update(slots).where(slots.c.lease_id == page.url.rpartition("/")[2]).values(expires_at=0.0)
+        with work.store.database.writing() as connection:
+            connection.execute(expired)
+        work.leases.claim(late, work.person("Lea").id)
     page.keyboard.press("4")
     page.wait_for_selector("#trouble:has-text('somebody else has it now')")
     _press(page, "Enter")

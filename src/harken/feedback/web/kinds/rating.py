@@ -1,4 +1,4 @@
-"""Rating: one number for each axis, in the fields `axis-1`, `axis-2`, ...; of an earlier turn in `turn-1-axis-1`, ..."""
+"""Rating: a number for each axis, in the fields `axis-1`, `axis-2`, ...; `turn-1-axis-1`, ... of earlier turns."""
 
 from harken.config.project import RatingTask
 from harken.feedback.web.kinds.fields import Fields, choose_number
