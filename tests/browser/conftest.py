@@ -1,6 +1,7 @@
 """One server and one browser for all tests here, and windows that fail a test for whatever should not happen."""
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -46,8 +47,10 @@ def window(browser: Browser) -> Iterator[Callable[..., Page]]:
     pages: list[Page] = []
 
     def note(text: str) -> None:
-        # What the browser notes where a test cuts the line, or an answer is refused.
-        if not text.startswith("Failed to load resource"):
+        # What the browser notes where a test cuts the line, or where the server refuses something.
+        if not re.match(
+            r"Failed to load resource: (net::ERR_FAILED|the server responded with a status of 4\d\d)", text
+        ):
             problems.append(text)
 
     def make(server: Server, session: str = "", **settings: Any) -> Page:

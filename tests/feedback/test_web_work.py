@@ -10,11 +10,21 @@ import pytest
 from fastapi.testclient import TestClient
 from pydantic import TypeAdapter
 
-from harken.config.project import TaskConfig
+from harken.config.project import CorrectionTask, RatingTask, TaskConfig
 from harken.feedback.store import Lease
+from harken.feedback.tasks import TaskLine
 from harken.feedback.web.kinds import BadForm, fill_form, make_answer
 from harken.feedback.web.site import STATIC
-from harken.records import Abstention, Comparison, Judgment, RankingAnswer, Rating
+from harken.records import (
+    Abstention,
+    Comparison,
+    Correction,
+    Judgment,
+    RankingAnswer,
+    RatedAxis,
+    Rating,
+    TurnRating,
+)
 from tests.feedback.web_client import ADDRESS, House, post, token
 from tests.feedback.working import PASSWORD, lines
 
@@ -270,6 +280,7 @@ def test_owners_are_told_what_is_wrong_with_a_file(house: House) -> None:
         (b'{"prompt": "Q", "completions": ["a", "b"], "overlay": 1}', "overlay"),
         (b"\xff\xfe", "bad JSON"),
         (b"[" * 100_000, "bad JSON"),
+        (b'{"prompt": "Q\\u0000", "completions": ["a", "b"]}', "U+0000"),
         (b'{"prompt": "\\ud800", "completions": ["a", "b"]}', "t.jsonl:1"),
         (b'{"prompt": "Q", "completions": ["a", "b"], "gold": {"type": "comparison", "outcome": "win", '
          b'"winner": "z"}}', "gold"),
@@ -299,3 +310,37 @@ def test_plain_lines_become_tasks() -> None:
     assert first.prompt.messages[0].content == "Question 0?"
     assert first.task_id("p") != second.task_id("p")
     assert first.task_id("p") == lines(1)[0].task_id("p")
+
+
+def test_turns_of_a_conversation_are_rated_one_by_one_or_as_a_whole() -> None:
+    said = [("user", "Hi"), ("assistant", "Hello."), ("user", "More?"), ("assistant", "Yes."), ("user", "Go on.")]
+    prompt = [{"role": role, "content": text} for role, text in said]
+    line = TaskLine.model_validate({"prompt": prompt, "completions": ["The end."]})
+    fields = {"turn-1-axis-1": "2", "turn-3-axis-1": "4", "axis-1": "5"}
+    axes = {value: {"quality": RatedAxis(value=value, low=1, high=5)} for value in (2, 4, 5)}
+    turns = (TurnRating(message=1, axes=axes[2]), TurnRating(message=3, axes=axes[4]))
+    expected = {
+        "completion": Rating(axes=axes[5]),
+        "turns": Rating(axes=axes[5], turns=turns),
+        "conversation": Rating(axes=axes[5], scope="conversation"),
+    }
+    for scope, answer in expected.items():
+        task = RatingTask.model_validate({"scope": scope})
+        assert make_answer(task, fields, line.prompt, line.completions) == answer
+        form = fill_form(task, answer, ())
+        assert make_answer(task, form, line.prompt, line.completions) == answer
+        assert Rating.model_validate_json(answer.model_dump_json(exclude_none=True)) == answer
+    del fields["turn-3-axis-1"]
+    with pytest.raises(BadForm, match="of answer 2"):
+        make_answer(RatingTask(scope="turns"), fields, line.prompt, line.completions)
+
+
+def test_a_text_nobody_edited_is_no_correction_whatever_its_line_ends() -> None:
+    line = TaskLine.model_validate({"prompt": "Q", "completions": ["one\r\ntwo\rthree"]})
+    for sent, stored in (
+        ("one\r\ntwo\r\nthree", "one\r\ntwo\rthree"),
+        ("one\r\ntwo\r\nfour", "one\ntwo\nfour"),
+    ):
+        answer = make_answer(CorrectionTask(), {"text": sent}, line.prompt, line.completions)
+        assert isinstance(answer, Correction)
+        assert answer.text == stored
