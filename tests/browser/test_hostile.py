@@ -39,8 +39,8 @@ def test_the_corpus_is_large_enough() -> None:
 def test_the_judge_itself_sees_what_is_wrong(page: Page, server: Server) -> None:
     page.goto(f"{server.address}/account")
     assert page.evaluate(FOREIGN) == []
-    page.evaluate("document.querySelector('main').append(document.createElement('iframe'))")
-    page.evaluate("document.querySelector('h1').setAttribute('onclick', '')")
+    page.evaluate("document.querySelector('bdi').append(document.createElement('iframe'))")
+    page.evaluate("document.querySelector('h1').setAttribute('onx', '')")
     page.evaluate("document.querySelector('main a, a').href = 'javascript:1'")
     assert len(page.evaluate(FOREIGN)) == 3
 
@@ -71,6 +71,7 @@ def test_hostile_texts_do_nothing_anywhere(page: Page, server: Server) -> None:
     assert not [url for url in headers if EVIL in url]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_each_hostile_text_by_itself(page: Page, server: Server) -> None:
     # Nine to a page, each a completion of its own: no text can be hidden by one before it.
@@ -90,7 +91,8 @@ def test_each_hostile_text_by_itself(page: Page, server: Server) -> None:
     assert len(seen) == len(VECTORS)
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_hostile_answers_are_shown_as_text(page: Page, server: Server) -> None:
     """What annotators write reaches other people on the page of all answers."""
     together = "\n".join(VECTORS).replace("\x0c", "")

@@ -112,6 +112,7 @@ def _rated_pairs(ratings: dict[str, int]) -> set[tuple[str, str]]:
     return {(one, other) for one, other in pairs if ratings[one] > ratings[other]}
 
 
+@pytest.mark.timeout(600)
 def test_what_is_clicked_is_what_comes_out(page: Page, server: Server, tmp_path: Path) -> None:
     assert sum(count for *_, count in MIX) == 60
     _judge_all(page, server, 1, tmp_path)

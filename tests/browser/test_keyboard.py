@@ -64,7 +64,14 @@ KINDS: dict[str, tuple[dict[str, Any], int, Press, Press, Callable[[Any], object
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+# Correction and critique have the text box of a demonstration.
+SLOW = {"correction", "critique"}
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.slow] if kind in SLOW else []) for kind in KINDS]
+)
+@pytest.mark.timeout(400)
 def test_a_task_without_a_mouse(page: Page, server: Server, kind: str) -> None:
     task, num_completions, first, change, read, expected = KINDS[kind]
     texts = ["Answer text", "Answer else", "Answer more"][:num_completions]

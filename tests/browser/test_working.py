@@ -125,7 +125,7 @@ def test_a_late_answer_is_kept_and_the_page_says_so(page: Page, server: Server) 
         expired = update(slots).where(slots.c.lease_id == page.url.rpartition("/")[2]).values(expires_at=0.0)
         with work.store.database.writing() as connection:
             connection.execute(expired)
-        work.leases.claim(late, work.person("Lea").id)
+        work.leases.claim(late, work.person("Late Lea").id)
     page.keyboard.press("4")
     page.wait_for_selector("#trouble:has-text('somebody else has it now')")
     _press(page, "Enter")
@@ -146,7 +146,8 @@ def test_an_answer_that_is_not_complete_is_not_sent(page: Page, server: Server) 
     assert server.judgments(project) == []
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_huge_and_odd_texts(page: Page, server: Server) -> None:
     lines = "\n".join(f"- line **{number}** of `many`" for number in range(10_000))
     huge = "word " * (MAX_TEXT // 5)
