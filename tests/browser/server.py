@@ -60,11 +60,6 @@ class Server:
             work.projects.add_tasks(made.id, [TaskLine.model_validate(line) for line in lines], SOURCE)
         return made.id
 
-    def person(self, name: str) -> str:
-        """Make an annotator and return a session of theirs."""
-        with self.work() as work:
-            return work.accounts.log_in(work.person(name))
-
     def judgments(self, project: str) -> list[Judgment]:
         """All judgments of a project, the superseded ones too, oldest first."""
         with self.work() as work:
