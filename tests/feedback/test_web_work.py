@@ -140,12 +140,12 @@ def test_each_kind_gives_the_answer_that_was_sent(house: House, kind: str) -> No
     for fields in FORMS[kind]:
         assert _send(client, lease, {**fields, "replaces": replaces}).status_code == 303
         judgment = _last(house)
-        assert judgment.answer == make_answer(_task(kind), fields, lease.prompt, lease.completions)
+        assert judgment.answer == make_answer(_task(kind), fields, lease.completions, lease.prompt)
         replaces = judgment.id
         # The form of the answer gives the answer again: what a person changes starts from what they said.
         shown = tuple(one.id for one in lease.completions)
         again = fill_form(_task(kind), judgment.answer, shown)
-        assert make_answer(_task(kind), again, lease.prompt, lease.completions) == judgment.answer
+        assert make_answer(_task(kind), again, lease.completions, lease.prompt) == judgment.answer
     answers = [one.answer for one in house.work.store.judgments(include_superseded=True)]
     assert len(answers) == len(FORMS[kind])
 
@@ -172,7 +172,7 @@ def test_a_form_that_is_not_complete_comes_back_with_what_was_entered(house: Hou
     lease = _start(house, kind, client)
     for fields in BAD_FORMS[kind]:
         with pytest.raises(BadForm):
-            make_answer(_task(kind), fields, lease.prompt, lease.completions)
+            make_answer(_task(kind), fields, lease.completions, lease.prompt)
         answer = _send(client, lease, {**fields, "rationale": "my <b>long</b> thought"})
         assert answer.status_code == 422
         assert 'role="alert"' in answer.text
@@ -326,13 +326,13 @@ def test_turns_of_a_conversation_are_rated_one_by_one_or_as_a_whole() -> None:
     }
     for scope, answer in expected.items():
         task = RatingTask.model_validate({"scope": scope})
-        assert make_answer(task, fields, line.prompt, line.completions) == answer
+        assert make_answer(task, fields, line.completions, line.prompt) == answer
         form = fill_form(task, answer, ())
-        assert make_answer(task, form, line.prompt, line.completions) == answer
+        assert make_answer(task, form, line.completions, line.prompt) == answer
         assert Rating.model_validate_json(answer.model_dump_json(exclude_none=True)) == answer
     del fields["turn-3-axis-1"]
     with pytest.raises(BadForm, match="of answer 2"):
-        make_answer(RatingTask(scope="turns"), fields, line.prompt, line.completions)
+        make_answer(RatingTask(scope="turns"), fields, line.completions, line.prompt)
 
 
 def test_a_text_nobody_edited_is_no_correction_whatever_its_line_ends() -> None:
@@ -341,6 +341,6 @@ def test_a_text_nobody_edited_is_no_correction_whatever_its_line_ends() -> None:
         ("one\r\ntwo\r\nthree", "one\r\ntwo\rthree"),
         ("one\r\ntwo\r\nfour", "one\ntwo\nfour"),
     ):
-        answer = make_answer(CorrectionTask(), {"text": sent}, line.prompt, line.completions)
+        answer = make_answer(CorrectionTask(), {"text": sent}, line.completions, line.prompt)
         assert isinstance(answer, Correction)
         assert answer.text == stored

@@ -36,14 +36,16 @@ WITHOUT_ANSWER = ("skip", "unsure", "both_bad")
 """Values of the button `outcome` that say why there is no answer."""
 
 
-def make_answer(task: TaskConfig, fields: Fields, prompt: Prompt, completions: tuple[Completion, ...]) -> Answer:
+def make_answer(
+    task: TaskConfig, fields: Fields, completions: tuple[Completion, ...], prompt: Prompt | None = None
+) -> Answer:
     """Return the answer that a form gives.
 
     Args:
         task: what was asked.
         fields: of the form; `outcome` is the button that was pressed.
-        prompt: what the completions answer.
         completions: in the order shown.
+        prompt: what the completions answer; only ratings of its turns need it.
 
     Raises:
         BadForm: the form is not complete.

@@ -5,14 +5,14 @@ from harken.feedback.web.kinds.fields import Fields, choose_number
 from harken.records import Prompt, RatedAxis, Rating, TurnRating
 
 
-def _rated_turns(task: RatingTask, prompt: Prompt) -> list[int]:
+def _rated_turns(task: RatingTask, prompt: Prompt | None) -> list[int]:
     """Return the places in the prompt of the assistant's turns that are rated beside the completion."""
-    if task.scope != "turns":
+    if task.scope != "turns" or prompt is None:
         return []
     return [place for place, message in enumerate(prompt.messages) if message.role == "assistant"]
 
 
-def rating_answer(task: RatingTask, fields: Fields, prompt: Prompt) -> Rating:
+def rating_answer(task: RatingTask, fields: Fields, prompt: Prompt | None) -> Rating:
     """Return the answer that a form gives.
 
     Raises:
