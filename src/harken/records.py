@@ -126,11 +126,23 @@ class RatedAxis(Record):
         return self
 
 
+class TurnRating(Record):
+    """Ratings of one answer inside a prompt of several turns, by named axes."""
+
+    message: Annotated[int, Field(ge=0)]
+    """Place of the turn among the prompt's messages, from 0."""
+    axes: dict[str, RatedAxis]
+
+
 class Rating(Record):
     """Ratings of one completion by named axes."""
 
     type: Literal["rating"] = "rating"
     axes: dict[str, RatedAxis]
+    turns: tuple[TurnRating, ...] | None = None
+    """Ratings of the assistant's turns before the completion, where the judge was asked for them."""
+    scope: Literal["conversation"] | None = None
+    """What `axes` are about: prompt and completion as a whole; None: the completion."""
 
 
 class ErrorSpan(Record):

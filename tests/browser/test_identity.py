@@ -1,339 +1,131 @@
 """What a person clicks is what training gets, text for text: a simulated annotator in a real browser."""
 
-import json
-import os
 import random
-import shutil
-import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from dataclasses import dataclass
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Page
 
-from harken.config.project import ProjectConfig
-from harken.feedback.exchange import read_harken
-from harken.feedback.store import Accounts, FeedbackStore, Projects
-from harken.feedback.tasks import TaskLine
-from harken.records import Comparison, Judgment, RankingAnswer, Rating
-from tests.feedback.working import PASSWORD, SOURCE
+from harken.artifacts import iterate_records
+from harken.records import PreferencePair
+from tests.browser.robot import AXES, Preferred, act
+from tests.browser.server import ROOT, TEXTS, Server, as_shown, exported, running, sent, start
+from tests.cli.calling import call
 
-ROOT = Path(__file__).resolve().parents[2]
-TEXTS = (
-    "A plain answer.",
-    "# A heading\n\n- **bold** `code`\n\n```\nlines\n```",
-    "<script>document.title = 'pwned'</script> <img src=x onerror=alert(1)>",
-    "\u0647\u0630\u0627 \u0646\u0635 \u0639\u0631\u0628\u064a",
-    "hidden\u200b and \u202etheg\u202c",
-    "{{7*7}} </textarea> & \U0001f600 \u00e9",
-)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """The system's own Chromium."""
-    found = next(
-        (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), ""
-    )
-    if not found:
-        if os.environ.get("HARKEN_REQUIRE_ALL") == "1":
-            pytest.fail("no chromium: install it (.ci/run does)")
-        pytest.skip("no chromium: install it (.ci/run does)")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        yield browser
-        browser.close()
+# Kind, its options, completions a task, tasks: 60 in all.
+MIX: list[tuple[str, dict[str, Any], int, int]] = [
+    ("comparison", {}, 2, 10),
+    ("comparison", {"tie": False}, 2, 4),
+    ("comparison", {"strengths": False}, 2, 4),
+    ("ranking", {}, 2, 2),
+    ("ranking", {"ties": False}, 3, 4),
+    ("ranking", {}, 4, 6),
+    ("ranking", {}, 9, 3),
+    ("rating", {"axes": AXES}, 1, 6),
+    ("rating", {"axes": AXES, "scope": "turns"}, 1, 4),
+    ("rating", {"axes": AXES, "scope": "conversation"}, 1, 3),
+    ("spans", {}, 1, 6),
+    ("correction", {}, 1, 4),
+    ("demonstration", {}, 0, 2),
+    ("critique", {}, 1, 2),
+]
 
 
-@dataclass(frozen=True)
-class Server:
-    """A running `harken ui`."""
-
-    address: str
-    store: str
-    session: str
-    """Of the owner; logging in for each test would reach the limit of log-ins."""
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("ui")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    store = f"sqlite:///{folder / 'f.db'}"
-    code = "from harken.cli import main; main()"
-    command = [sys.executable, "-c", code, "ui", "--store", store, "--port", str(port)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    address = f"http://127.0.0.1:{port}"
-    for _ in range(200):
-        try:
-            urllib.request.urlopen(f"{address}/login").close()
-            break
-        except urllib.error.URLError:
-            time.sleep(0.1)
-    with FeedbackStore.open(store) as opened:
-        accounts = Accounts(opened.database)
-        session = accounts.log_in(accounts.join(accounts.first_invitation(), "Olga", PASSWORD))
-    yield Server(address, store, session)
-    process.terminate()
-    _, problems = process.communicate(timeout=20)
-    assert "Traceback" not in problems
+def _line(name: str, number: int, kind: str, num_completions: int) -> dict[str, Any]:
+    """One task; two ratings share a prompt, so that they make a pair."""
+    group = number // 2 if kind == "rating" else number
+    said = [("user", f"{name} {group}? {TEXTS[group % len(TEXTS)]}")]
+    if kind == "rating":
+        said = [
+            ("system", "Be kind."),
+            *said,
+            ("assistant", TEXTS[1]),
+            ("user", "More!"),
+            ("assistant", "Yes."),
+            said[0],
+        ]
+    texts = [f"{TEXTS[(number + place) % len(TEXTS)]}\n{name} {number}/{place}" for place in range(num_completions)]
+    if kind == "spans":
+        texts = [f"{TEXTS[number % len(TEXTS)]} \U0001f600 then wrong{number} and {TEXTS[3]}"]
+    return {"prompt": [{"role": role, "content": text} for role, text in said], "completions": texts}
 
 
-@pytest.fixture
-def page(browser: Browser, server: Server) -> Iterator[Page]:
-    """A window, logged in; whatever runs or loads that should not fails the test."""
-    context = browser.new_context(viewport={"width": 1100, "height": 1500})
-    page = context.new_page()
-    page.set_default_timeout(20_000)
-    problems: list[str] = []
-    # "Failed to load" is what the browser notes where a test cuts the line.
-    page.on(
-        "console",
-        lambda message: (
-            problems.append(message.text)
-            if message.type == "error" and not message.text.startswith("Failed to load resource: net::ERR_FAILED")
-            else None
-        ),
-    )
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on("dialog", lambda dialog: problems.append(f"dialog {dialog.message}"))
-    page.on("request", lambda request: None if request.url.startswith(server.address) else problems.append(request.url))
-    context.add_cookies([{"name": "harken", "value": server.session, "url": server.address}])
-    yield page
-    context.close()
-    assert not problems
+def _judge_all(page: Page, server: Server, factor: int, folder: Path) -> None:
+    draw = random.Random(factor)
+    said = Preferred()
+    first_sides: list[bool] = []
+    names: list[str] = []
+    for place, (kind, task, num_completions, count) in enumerate(MIX):
+        name = f"{folder.name}-{place}"
+        names.append(name)
+        lines = [_line(name, number, kind, num_completions) for number in range(count * factor)]
+        project = server.project(kind, lines, task=task)
+        start(page, server, project)
+        checks = []
+        for number in range(count * factor):
+            before = page.url
+            checks.append(act(page, kind, task, number, draw, said))
+            sent(page, before)
+        texts, judgments = exported(server, project, folder / name)
+        assert len(judgments) == count * factor
+        for judgment, check in zip(judgments, checks, strict=True):
+            check(judgment, texts)
+        if num_completions > 1:
+            first_sides += [texts[one.shown[0]].endswith("/0") for one in judgments]
+    # Sides are drawn: of 33 tasks with 2 to 9 completions some have their first one first, others not.
+    assert 0 < sum(first_sides) < len(first_sides)
+    _check_preferences(folder / names[-1], names, said)
 
 
-def _project(server: Server, kind: str, num_tasks: int, num_completions: int, **task: object) -> str:
-    lines = [
-        TaskLine.model_validate(
-            {
-                "prompt": f"Question {number}? {TEXTS[number % len(TEXTS)]}",
-                "completions": [
-                    f"{TEXTS[(number + place) % len(TEXTS)]}\n{number}/{place}" for place in range(num_completions)
-                ],
-            }
-        )
-        for number in range(num_tasks)
-    ]
-    with FeedbackStore.open(server.store) as store:
-        projects = Projects(store.database)
-        config = ProjectConfig.model_validate({"task": {"kind": kind, **task}})
-        project = projects.make(f"{kind} {len(projects.all())}", config, guideline="Be *fair*.")
-        projects.add_tasks(project.id, lines, SOURCE)
-    return project.id
-
-
-def _shown(page: Page) -> list[str]:
-    """Texts of the completions as they stand on the page, from first to last place."""
-    by_place: dict[int, str] = {}
-    for element in page.query_selector_all(".completion"):
-        place = int(element.get_attribute("data-place") or 1)
-        raw = element.query_selector(".raw")
-        assert raw is not None
-        by_place[place] = raw.text_content() or ""
-    return [by_place[place] for place in sorted(by_place)]
-
-
-def _as_shown(text: str) -> str:
-    """A text as its raw form stands on the page: what cannot be seen as its code."""
-    return text.replace("\u200b", "U+200B").replace("\u202e", "U+202E").replace("\u202c", "U+202C")
-
-
-def _exported(server: Server, project: str, folder: Path) -> tuple[dict[str, str], list[Judgment]]:
-    """Texts by id, and the judgments of one project, from an export."""
-    with FeedbackStore.open(server.store) as store:
-        store.export(folder)
-    records = read_harken(folder)
-    texts = {one.id: one.message.content for one in records.completions}
-    found = [one for one in records.judgments if one.assignment is not None and one.assignment.project == project]
-    return texts, found
-
-
-def _start(page: Page, server: Server, project: str) -> None:
-    page.goto(f"{server.address}/projects/{project}")
-    page.click("button.primary")
-    page.wait_for_url("**/tasks/*")
-
-
-def _sent(page: Page, before: str) -> None:
-    page.wait_for_url(lambda url: url != before)
-
-
-@pytest.mark.parametrize(
-    ("strengths", "num_tasks"),
-    [(True, 24), (False, 6), pytest.param(True, 500, marks=pytest.mark.slow)],
-)
-def test_comparisons(page: Page, server: Server, tmp_path: Path, strengths: bool, num_tasks: int) -> None:
-    project = _project(server, "comparison", num_tasks, 2, strengths=strengths)
-    _start(page, server, project)
-    draw = random.Random(num_tasks)
-    clicked: list[tuple[list[str], str, str]] = []
-    for number in range(num_tasks):
-        shown = _shown(page)
-        inputs = page.query_selector_all("input[name=choice]")
-        index = draw.randrange(len(inputs))
-        choice = inputs[index].get_attribute("value") or ""
-        action = ("mouse", "keys", "button")[number % 3]
-        before = page.url
-        if action == "mouse":
-            inputs[index].click()
-            page.click("button[value=answer]")
-        elif action == "keys":
-            page.keyboard.press(str(index + 1))
-            page.keyboard.press("Enter")
+def _check_preferences(export: Path, names: list[str], said: Preferred) -> None:
+    """What `harken preferences` makes of an export is what was clicked: no pair more, none less."""
+    out = export.parent / "pairs.jsonl"
+    ended = call("preferences", export, "--out", out, "--set", "heldout_fraction=0", "--set", "axis=honest")
+    assert ended.code == 0, ended.err
+    found: set[tuple[str, str, int]] = set()
+    rated: set[tuple[str, str]] = set()
+    for pair in iterate_records(out, PreferencePair):
+        if not any(message.content.startswith(tuple(f"{name} " for name in names)) for message in pair.prompt.messages):
+            continue
+        chosen, rejected = as_shown(pair.chosen.content), as_shown(pair.rejected.content)
+        if pair.difference is None:
+            assert (chosen, rejected, pair.strength) not in found
+            found.add((chosen, rejected, pair.strength))
         else:
-            choice = draw.choice(["both_bad", "unsure", "skip"])
-            page.keyboard.press({"both_bad": "b", "unsure": "u", "skip": "s"}[choice])
-        clicked.append((shown, choice, action))
-        _sent(page, before)
-    texts, judgments = _exported(server, project, tmp_path / "export")
-    assert len(judgments) == num_tasks
-    first_sides = 0
-    for judgment, (shown, choice, _) in zip(judgments, clicked, strict=True):
-        assert [_as_shown(texts[one]) for one in judgment.shown] == shown
-        answer = judgment.answer
-        assert isinstance(answer, Comparison)
-        side, _, strength = choice.partition("-")
-        if side in ("1", "2"):
-            assert answer.outcome == "win"
-            assert answer.winner is not None
-            assert _as_shown(texts[answer.winner]) == shown[int(side) - 1]
-            assert answer.strength == (int(strength) if strength else None)
-        else:
-            assert (answer.outcome, answer.winner) == (choice, None)
-        first_sides += texts[judgment.shown[0]].endswith("/0")
-        assert judgment.timing.active_s is not None
-    # Sides are drawn: one in 2 ** 22 runs of 24 fails this by chance.
-    assert num_tasks < 20 or 0 < first_sides < num_tasks
+            assert pair.difference == said.ratings[chosen] - said.ratings[rejected]
+            rated.add((chosen, rejected))
+    assert not found ^ said.pairs
+    assert rated == _rated_pairs(said.ratings)
 
 
-def test_ratings(page: Page, server: Server, tmp_path: Path) -> None:
-    axes = [{"name": "true"}, {"name": "kind", "low": 0, "high": 3}]
-    project = _project(server, "rating", 8, 1, axes=axes)
-    _start(page, server, project)
-    draw = random.Random(1)
-    clicked: list[tuple[list[str], int, int]] = []
-    for number in range(8):
-        values = draw.randint(1, 5), draw.randint(0, 3)
-        clicked.append((_shown(page), *values))
-        before = page.url
-        for place, value in enumerate(values, start=1):
-            if number % 2:
-                page.keyboard.press(str(value))
-            else:
-                page.click(f"label:has(input[name=axis-{place}][value='{value}'])")
-        page.keyboard.press("Control+Enter")
-        _sent(page, before)
-    texts, judgments = _exported(server, project, tmp_path / "export")
-    for judgment, (shown, true, kind) in zip(judgments, clicked, strict=True):
-        assert isinstance(judgment.answer, Rating)
-        assert [_as_shown(texts[one]) for one in judgment.shown] == shown
-        assert {name: axis.value for name, axis in judgment.answer.axes.items()} == {"true": true, "kind": kind}
+def _rated_pairs(ratings: dict[str, int]) -> set[tuple[str, str]]:
+    by_group: dict[tuple[str, int], list[str]] = {}
+    for text in ratings:
+        name, number = text.rpartition("\n")[2].split("/")[0].split(" ")
+        by_group.setdefault((name, int(number) // 2), []).append(text)
+    pairs = [sorted(group, key=lambda text: -ratings[text]) for group in by_group.values() if len(group) == 2]
+    return {(one, other) for one, other in pairs if ratings[one] > ratings[other]}
 
 
-def test_rankings(page: Page, server: Server, tmp_path: Path) -> None:
-    project = _project(server, "ranking", 9, 4)
-    _start(page, server, project)
-    draw = random.Random(2)
-    clicked: list[tuple[list[str], list[int]]] = []
-    for number in range(9):
-        shown = _shown(page)
-        before = page.url
-        if number % 3 == 0:  # digits: the ranks with ties
-            ranks = [draw.randint(1, 4) for _ in shown]
-            for rank in ranks:
-                page.keyboard.press(str(rank))
-        elif number % 3 == 1:  # buttons: the last one goes up to the first place
-            for _ in range(3):
-                page.click("li[data-place='4'] button[data-move='-1']")
-            ranks = [2, 3, 4, 1]
-        else:  # dragging: the first one goes down
-            start = page.locator("li[data-place='1'] .handle").bounding_box()
-            end = page.locator("li[data-place='3']").bounding_box()
-            assert start is not None
-            assert end is not None
-            page.mouse.move(start["x"] + 5, start["y"] + 5)
-            page.mouse.down()
-            page.mouse.move(start["x"], end["y"] + end["height"] - 5, steps=10)
-            page.mouse.up()
-            page.wait_for_selector("li.ranked:not(.dragged) select:valid")
-            order = [int(one.get_attribute("data-place") or 0) for one in page.query_selector_all("li.ranked")]
-            ranks = [order.index(place) + 1 for place in range(1, 5)]
-            assert ranks != [1, 2, 3, 4]
-        clicked.append((shown, ranks))
-        page.keyboard.press("Control+Enter")
-        _sent(page, before)
-    texts, judgments = _exported(server, project, tmp_path / "export")
-    for judgment, (shown, ranks) in zip(judgments, clicked, strict=True):
-        assert isinstance(judgment.answer, RankingAnswer)
-        assert [_as_shown(texts[one]) for one in judgment.shown] == shown
-        steps = sorted(set(ranks))
-        expected = {name: steps.index(rank) + 1 for name, rank in zip(judgment.shown, ranks, strict=True)}
-        assert judgment.answer.ranks == expected
+@pytest.mark.timeout(600)
+def test_what_is_clicked_is_what_comes_out(page: Page, server: Server, tmp_path: Path) -> None:
+    assert sum(count for *_, count in MIX) == 60
+    _judge_all(page, server, 1, tmp_path)
 
 
-def test_logging_in_and_out(browser: Browser, server: Server) -> None:
-    page = browser.new_context().new_page()
-    page.goto(server.address)
-    page.fill("input[name=name]", "Olga")
-    page.fill("input[name=password]", PASSWORD)
-    page.press("input[name=password]", "Enter")
-    page.wait_for_url(f"{server.address}/")
-    page.click("text=Log out")
-    page.wait_for_url(f"{server.address}/login")
-    page.context.close()
-
-
-def test_a_reload_shows_the_draft_in_the_same_order(page: Page, server: Server) -> None:
-    _start(page, server, _project(server, "comparison", 2, 2))
-    shown = _shown(page)
-    page.keyboard.press("3")
-    page.keyboard.press("w")
-    page.keyboard.type("because s b u")
-    page.wait_for_selector("#draft:has-text('Draft saved')")
-    page.reload()
-    assert _shown(page) == shown
-    assert page.input_value("#rationale") == "because s b u"
-    assert page.is_checked("input[value='1-1']")
-
-
-def test_an_answer_stays_on_the_page_when_the_server_does_not_answer(page: Page, server: Server) -> None:
-    _start(page, server, _project(server, "comparison", 2, 2))
-    page.route("**/tasks/**", lambda route: route.abort())
-    page.keyboard.press("1")
-    page.evaluate("document.getElementById('answer').requestSubmit()")
-    page.wait_for_selector("#trouble:not([hidden])")
-    assert "still here" in page.inner_text("#trouble")
-    page.unroute("**/tasks/**")
-    before = page.url
-    page.keyboard.press("Enter")
-    _sent(page, before)
-    assert page.is_visible("#receipt")
-
-
-def test_the_answer_before_can_be_changed(page: Page, server: Server, tmp_path: Path) -> None:
-    project = _project(server, "comparison", 2, 2)
-    _start(page, server, project)
-    for key in ("1", "9"):
-        before = page.url
-        page.keyboard.press(key)
-        page.keyboard.press("Enter")
-        _sent(page, before)
-        if key == "1":
-            page.keyboard.press("z")
-            page.wait_for_selector("form[data-answered]")
-            assert page.is_checked("input[value='1-3']")
-    _, judgments = _exported(server, project, tmp_path / "export")
-    assert len(judgments) == 2
-    assert judgments[1].supersedes == judgments[0].id
-    assert json.loads(judgments[1].model_dump_json())["answer"]["winner"] == judgments[0].shown[1]
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_thousand_tasks_in_the_app_of_an_installed_wheel(window: Callable[..., Page], tmp_path: Path) -> None:
+    pip = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(tmp_path / "wheel"), str(ROOT)]
+    subprocess.run(pip, check=True)
+    (wheel,) = (tmp_path / "wheel").glob("*.whl")
+    with zipfile.ZipFile(wheel) as packed:
+        packed.extractall(tmp_path / "installed")
+    (tmp_path / "ui").mkdir()
+    with running(tmp_path / "ui", tmp_path / "installed") as server:
+        _judge_all(window(server, server.session), server, 17, tmp_path)

@@ -107,7 +107,8 @@ def answers(draw: st.DrawFn, kind: str, shown: list[Completion]) -> Answer:
             return RankingAnswer(ranks=dict(zip(names, draw(st.permutations([1, 2, 3])), strict=True)))
         case "rating":
             axis = RatedAxis(value=draw(st.sampled_from([1, 2, 2.5])), low=draw(st.sampled_from([-4, 1])), high=5)
-            return Rating(axes=dict.fromkeys(draw(st.sampled_from([("q",), ("q", "r & s")])), axis))
+            scope: Literal["conversation"] | None = draw(st.sampled_from([None, None, "conversation"]))
+            return Rating(axes=dict.fromkeys(draw(st.sampled_from([("q",), ("q", "r & s")])), axis), scope=scope)
         case "label":
             return Rating(axes={"label": RatedAxis(value=draw(st.integers(0, 1)), low=0, high=1)})
         case "steps":

@@ -10,11 +10,21 @@ import pytest
 from fastapi.testclient import TestClient
 from pydantic import TypeAdapter
 
-from harken.config.project import TaskConfig
+from harken.config.project import CorrectionTask, RatingTask, TaskConfig
 from harken.feedback.store import Lease
+from harken.feedback.tasks import TaskLine
 from harken.feedback.web.kinds import BadForm, fill_form, make_answer
 from harken.feedback.web.site import STATIC
-from harken.records import Abstention, Comparison, Judgment, RankingAnswer, Rating
+from harken.records import (
+    Abstention,
+    Comparison,
+    Correction,
+    Judgment,
+    RankingAnswer,
+    RatedAxis,
+    Rating,
+    TurnRating,
+)
 from tests.feedback.web_client import ADDRESS, House, post, token
 from tests.feedback.working import PASSWORD, lines
 
@@ -130,12 +140,12 @@ def test_each_kind_gives_the_answer_that_was_sent(house: House, kind: str) -> No
     for fields in FORMS[kind]:
         assert _send(client, lease, {**fields, "replaces": replaces}).status_code == 303
         judgment = _last(house)
-        assert judgment.answer == make_answer(_task(kind), fields, lease.completions)
+        assert judgment.answer == make_answer(_task(kind), fields, lease.completions, lease.prompt)
         replaces = judgment.id
         # The form of the answer gives the answer again: what a person changes starts from what they said.
         shown = tuple(one.id for one in lease.completions)
         again = fill_form(_task(kind), judgment.answer, shown)
-        assert make_answer(_task(kind), again, lease.completions) == judgment.answer
+        assert make_answer(_task(kind), again, lease.completions, lease.prompt) == judgment.answer
     answers = [one.answer for one in house.work.store.judgments(include_superseded=True)]
     assert len(answers) == len(FORMS[kind])
 
@@ -162,7 +172,7 @@ def test_a_form_that_is_not_complete_comes_back_with_what_was_entered(house: Hou
     lease = _start(house, kind, client)
     for fields in BAD_FORMS[kind]:
         with pytest.raises(BadForm):
-            make_answer(_task(kind), fields, lease.completions)
+            make_answer(_task(kind), fields, lease.completions, lease.prompt)
         answer = _send(client, lease, {**fields, "rationale": "my <b>long</b> thought"})
         assert answer.status_code == 422
         assert 'role="alert"' in answer.text
@@ -187,7 +197,9 @@ def test_ranks_lose_their_gaps_and_ties_may_be_forbidden(house: House) -> None:
     assert [answer.ranks[one.id] for one in lease.completions] == [2, 2, 1, 3]
     strict = _task("ranking").model_copy(update={"ties": False})
     with pytest.raises(BadForm, match="same rank"):
-        make_answer(strict, {"rank-1": "1", "rank-2": "1", "rank-3": "2", "rank-4": "3"}, lease.completions)
+        make_answer(
+            strict, {"rank-1": "1", "rank-2": "1", "rank-3": "2", "rank-4": "3"}, lease.prompt, lease.completions
+        )
 
 
 def test_ratings_keep_their_scale(house: House) -> None:
@@ -268,6 +280,7 @@ def test_owners_are_told_what_is_wrong_with_a_file(house: House) -> None:
         (b'{"prompt": "Q", "completions": ["a", "b"], "overlay": 1}', "overlay"),
         (b"\xff\xfe", "bad JSON"),
         (b"[" * 100_000, "bad JSON"),
+        (b'{"prompt": "Q\\u0000", "completions": ["a", "b"]}', "U+0000"),
         (b'{"prompt": "\\ud800", "completions": ["a", "b"]}', "t.jsonl:1"),
         (b'{"prompt": "Q", "completions": ["a", "b"], "gold": {"type": "comparison", "outcome": "win", '
          b'"winner": "z"}}', "gold"),
@@ -297,3 +310,37 @@ def test_plain_lines_become_tasks() -> None:
     assert first.prompt.messages[0].content == "Question 0?"
     assert first.task_id("p") != second.task_id("p")
     assert first.task_id("p") == lines(1)[0].task_id("p")
+
+
+def test_turns_of_a_conversation_are_rated_one_by_one_or_as_a_whole() -> None:
+    said = [("user", "Hi"), ("assistant", "Hello."), ("user", "More?"), ("assistant", "Yes."), ("user", "Go on.")]
+    prompt = [{"role": role, "content": text} for role, text in said]
+    line = TaskLine.model_validate({"prompt": prompt, "completions": ["The end."]})
+    fields = {"turn-1-axis-1": "2", "turn-3-axis-1": "4", "axis-1": "5"}
+    axes = {value: {"quality": RatedAxis(value=value, low=1, high=5)} for value in (2, 4, 5)}
+    turns = (TurnRating(message=1, axes=axes[2]), TurnRating(message=3, axes=axes[4]))
+    expected = {
+        "completion": Rating(axes=axes[5]),
+        "turns": Rating(axes=axes[5], turns=turns),
+        "conversation": Rating(axes=axes[5], scope="conversation"),
+    }
+    for scope, answer in expected.items():
+        task = RatingTask.model_validate({"scope": scope})
+        assert make_answer(task, fields, line.completions, line.prompt) == answer
+        form = fill_form(task, answer, ())
+        assert make_answer(task, form, line.completions, line.prompt) == answer
+        assert Rating.model_validate_json(answer.model_dump_json(exclude_none=True)) == answer
+    del fields["turn-3-axis-1"]
+    with pytest.raises(BadForm, match="of answer 2"):
+        make_answer(RatingTask(scope="turns"), fields, line.completions, line.prompt)
+
+
+def test_a_text_nobody_edited_is_no_correction_whatever_its_line_ends() -> None:
+    line = TaskLine.model_validate({"prompt": "Q", "completions": ["one\r\ntwo\rthree"]})
+    for sent, stored in (
+        ("one\r\ntwo\r\nthree", "one\r\ntwo\rthree"),
+        ("one\r\ntwo\r\nfour", "one\ntwo\nfour"),
+    ):
+        answer = make_answer(CorrectionTask(), {"text": sent}, line.completions, line.prompt)
+        assert isinstance(answer, Correction)
+        assert answer.text == stored

@@ -54,6 +54,8 @@ class RatingTask(Config):
     """Shown above the scales."""
     axes: tuple[RatingAxis, ...] = (RatingAxis(name="quality"),)
     """The scales, from top to bottom."""
+    scope: Literal["completion", "turns", "conversation"] = "completion"
+    """What is rated: the completion; each of the assistant's turns, the completion last; or all turns as a whole."""
 
     @model_validator(mode="after")
     def _has_axes(self) -> Self:

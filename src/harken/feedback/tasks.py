@@ -126,6 +126,8 @@ def check_task(line: TaskLine, task: TaskConfig, where: str) -> None:
     for text in texts:
         if len(text) > MAX_TEXT:
             raise DataError(f"{where}: a text of {len(text)} characters; at most {MAX_TEXT} can be shown")
+        if "\0" in text:
+            raise DataError(f"{where}: a text with the character U+0000, which no page can hold; take it out")
     for completion in line.completions:
         if completion.prompt_id != line.prompt.id:
             raise DataError(f"{where}: completion {completion.id!r} belongs to prompt {completion.prompt_id!r}")

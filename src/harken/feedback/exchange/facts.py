@@ -31,6 +31,7 @@ class Fact(StrEnum):
     rankings = "rankings"
     rank_ties = "equal ranks, and completions without a rank"
     ratings = "ratings"
+    turns = "ratings of single turns of a conversation, or of all of it"
     spans = "error spans"
     severities = "how severe the error spans are"
     corrections = "corrections"
@@ -67,6 +68,7 @@ ANSWERS = frozenset(
         Fact.many,
         Fact.rankings,
         Fact.ratings,
+        Fact.turns,
         Fact.spans,
         Fact.corrections,
         Fact.demonstrations,
@@ -93,7 +95,7 @@ def answer_fact(judgment: Judgment) -> frozenset[Fact]:
         case RankingAnswer():
             return frozenset({Fact.rankings})
         case Rating():
-            return frozenset({Fact.ratings})
+            return frozenset({Fact.ratings if answer.turns is None and answer.scope is None else Fact.turns})
         case Spans():
             return frozenset({Fact.spans})
         case Correction():

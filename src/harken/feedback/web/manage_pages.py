@@ -21,11 +21,16 @@ router = APIRouter(prefix="/manage")
 _KINDS = {
     "comparison": "Comparison: which of two answers is better",
     "ranking": "Ranking: put two to nine answers in order",
-    "rating": "Rating: one answer on named scales",
+    "rating": "Rating: one answer, each turn of a conversation, or all of it, on named scales",
     "demonstration": "Demonstration: write the answer",
     "critique": "Critique: say what is good and bad about one answer",
     "correction": "Correction: edit one answer",
     "spans": "Error spans: mark errors in one answer",
+}
+_SCOPES = {
+    "completion": "the answer",
+    "turns": "each turn of the conversation",
+    "conversation": "the conversation as a whole",
 }
 
 
@@ -41,8 +46,9 @@ def _overview(request: Request, site: Site, problem: str = "", fields: FormData 
     status = 422 if problem else 200
     values = texts_of(fields) if fields else {}
     return site.page(
-        request, "manage.html.jinja", status, projects=projects, kinds=_KINDS, problem=problem, fields=values
-    )
+        request, "manage.html.jinja", status, projects=projects, kinds=_KINDS, scopes=_SCOPES, problem=problem,
+        fields=values,
+    )  # fmt: skip
 
 
 @router.post("/projects")
@@ -65,6 +71,8 @@ def _config_values(form: FormData) -> dict[str, Any]:
     names = [name.strip() for name in text_of(form, "axes").split(",") if name.strip()]
     if kind == "rating" and names:
         task["axes"] = [{"name": name} for name in names]
+    if kind == "rating":
+        task["scope"] = text_of(form, "scope", "completion")
     return {"task": task, "overlap": text_of(form, "overlap", "1"), "rationale": text_of(form, "rationale", "optional")}
 
 

@@ -127,7 +127,7 @@ def submit(request: Request, site: SiteDep, form: FormDep, person: Worker, lease
 
 def _given(lease: Lease, form: FormData, fields: dict[str, str]) -> Given:
     config = lease.project.config
-    answer = make_answer(config.task, fields, lease.completions)
+    answer = make_answer(config.task, fields, lease.completions, lease.prompt)
     rationale = text_of(form, "rationale").replace("\r\n", "\n").strip()
     note = text_of(form, "flag_note").replace("\r\n", "\n").strip()
     if len(rationale) > MAX_NOTE or len(note) > MAX_NOTE:

@@ -24,6 +24,7 @@ from harken.records import (
     Correction,
     Critique,
     DemonstrationAnswer,
+    Prompt,
     RankingAnswer,
     Rating,
     Spans,
@@ -35,13 +36,16 @@ WITHOUT_ANSWER = ("skip", "unsure", "both_bad")
 """Values of the button `outcome` that say why there is no answer."""
 
 
-def make_answer(task: TaskConfig, fields: Fields, completions: tuple[Completion, ...]) -> Answer:
+def make_answer(
+    task: TaskConfig, fields: Fields, completions: tuple[Completion, ...], prompt: Prompt | None = None
+) -> Answer:
     """Return the answer that a form gives.
 
     Args:
         task: what was asked.
         fields: of the form; `outcome` is the button that was pressed.
         completions: in the order shown.
+        prompt: what the completions answer; only ratings of its turns need it.
 
     Raises:
         BadForm: the form is not complete.
@@ -57,7 +61,7 @@ def make_answer(task: TaskConfig, fields: Fields, completions: tuple[Completion,
         case ComparisonTask():
             return comparison_answer(task, fields, shown)
         case RatingTask():
-            return rating_answer(task, fields)
+            return rating_answer(task, fields, prompt)
         case RankingTask():
             return ranking_answer(task, fields, shown)
         case DemonstrationTask():
@@ -65,7 +69,7 @@ def make_answer(task: TaskConfig, fields: Fields, completions: tuple[Completion,
         case CritiqueTask():
             return critique_answer(fields, shown[0])
         case CorrectionTask():
-            return correction_answer(fields, shown[0])
+            return correction_answer(fields, completions[0])
         case SpansTask():
             return spans_answer(task, fields, completions[0])
 

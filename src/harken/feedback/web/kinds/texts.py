@@ -2,7 +2,7 @@
 
 from harken.feedback.tasks import MAX_TEXT
 from harken.feedback.web.kinds.fields import BadForm, Fields, some_text
-from harken.records import Correction, Critique, DemonstrationAnswer
+from harken.records import Completion, Correction, Critique, DemonstrationAnswer
 
 
 def demonstration_answer(fields: Fields) -> DemonstrationAnswer:
@@ -15,9 +15,12 @@ def critique_answer(fields: Fields, completion_id: str) -> Critique:
     return Critique(completion_id=completion_id, text=_text(fields, "Write what you think of the answer first."))
 
 
-def correction_answer(fields: Fields, completion_id: str) -> Correction:
+def correction_answer(fields: Fields, completion: Completion) -> Correction:
     """Return the edited text; the unchanged one says that nothing needed a correction."""
-    return Correction(completion_id=completion_id, text=_text(fields, "The text is empty; write what it should be."))
+    text, before = _text(fields, "The text is empty; write what it should be."), completion.message.content
+    # A text box knows one kind of line end; a text with others that nobody touched is still unchanged.
+    is_unchanged = text == before.replace("\r\n", "\n").replace("\r", "\n")
+    return Correction(completion_id=completion.id, text=before if is_unchanged else text)
 
 
 def _text(fields: Fields, missing: str) -> str:

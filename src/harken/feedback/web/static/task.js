@@ -82,7 +82,7 @@ async function send(event) {
   sending = true;
   status.textContent = "Saving …";
   try {
-    const response = await fetch(form.action, { method: "POST", body });
+    const response = await fetch(form.action, { method: "POST", body, headers: { accept: "text/html" } });
     if (response.redirected) { location.assign(response.url); return; }
     const page = new DOMParser().parseFromString(await response.text(), "text/html");
     warn((page.querySelector(".problem") ?? page.querySelector("main p"))?.textContent ?? `The server answered ${response.status}.`);

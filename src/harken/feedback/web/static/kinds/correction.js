@@ -5,7 +5,7 @@ const box = document.getElementById("text");
 const view = document.getElementById("diff");
 const MAX_WORDS = 1500;
 const words = (text) => text.match(/\s+|[\p{L}\p{N}_]+|[^\s\p{L}\p{N}_]/gu) ?? [];
-const before = words(box.dataset.before.replaceAll("\r\n", "\n"));
+const before = words(JSON.parse(box.dataset.before).replace(/\r\n?/g, "\n"));
 
 function pieces(a, b) {
   let start = 0, end = 0;

@@ -3,10 +3,10 @@ import { onKey, changed } from "../task.js";
 const axes = [...document.querySelectorAll(".axis")];
 let current = Math.max(0, axes.findIndex((axis) => !axis.querySelector(":checked")));
 
-function mark(index) {
+function mark(index, scroll = true) {
   current = Math.min(axes.length - 1, Math.max(0, index));
   axes.forEach((axis, place) => axis.classList.toggle("current", place === current));
-  axes[current].scrollIntoView({ block: "nearest" });
+  if (scroll) axes[current].scrollIntoView({ block: "nearest" });
 }
 function step(by) {
   mark(current + by);
@@ -25,4 +25,5 @@ onKey((event) => {
   return true;
 });
 axes.forEach((axis, index) => axis.addEventListener("focusin", () => mark(index)));
-mark(current);
+// The page opens at its top: the prompt is read before anything is rated.
+mark(current, false);

@@ -2,7 +2,8 @@ import { onKey, changed } from "../task.js";
 
 // Marks are kept as [start, end, label, severity] with offsets in code points; the browser counts UTF-16 units.
 const view = document.getElementById("marked");
-const text = view.dataset.text;
+// As JSON: in an attribute line ends of other systems would be changed, and with them all offsets behind.
+const text = JSON.parse(view.dataset.text);
 const letters = [...text];
 const field = document.getElementById("spans");
 const label = document.getElementById("span-label");
@@ -76,7 +77,11 @@ function selected() {
 function add() {
   const range = selected();
   if (!range) return;
-  marks.push([...range, label.value, severity.value]);
+  let [from, to] = range;
+  while (from < to && blank(from)) from++;
+  while (from < to && blank(to - 1)) to--;
+  if (from === to) return;
+  marks.push([from, to, label.value, severity.value]);
   marks.sort((a, b) => a[0] - b[0] || a[1] - b[1]);
   getSelection().removeAllRanges();
   save();
@@ -93,9 +98,10 @@ function place(offset) {
   }
   return [view, view.childNodes.length];
 }
-function step(by, extend) {
-  const blank = (index) => /\s/u.test(letters[index] ?? " ");
-  if (by > 0) { while (cursor < letters.length && blank(cursor)) cursor++; while (cursor < letters.length && !blank(cursor)) cursor++; }
+const blank = (index) => /\s/u.test(letters[index] ?? " ");
+function step(by, extend, byLetter) {
+  if (byLetter) cursor = Math.min(letters.length, Math.max(0, cursor + by));
+  else if (by > 0) { while (cursor < letters.length && blank(cursor)) cursor++; while (cursor < letters.length && !blank(cursor)) cursor++; }
   else { while (cursor > 0 && blank(cursor - 1)) cursor--; while (cursor > 0 && !blank(cursor - 1)) cursor--; }
   if (!extend) anchor = cursor;
   getSelection().setBaseAndExtent(...place(anchor), ...place(cursor));
@@ -108,9 +114,15 @@ onKey((event) => {
   const digit = Number(event.key);
   if (event.key.length === 1 && digit >= 1 && digit <= label.options.length) { label.selectedIndex = digit - 1; return true; }
   if (document.activeElement === view && (event.key === "ArrowRight" || event.key === "ArrowLeft")) {
-    step(event.key === "ArrowRight" ? 1 : -1, event.shiftKey);
+    step(event.key === "ArrowRight" ? 1 : -1, event.shiftKey, false);
     return true;
   }
+  const letterKey = event.key.toLowerCase();
+  if (document.activeElement === view && (letterKey === "h" || letterKey === "l")) {
+    step(letterKey === "l" ? 1 : -1, event.shiftKey, true);
+    return true;
+  }
+  if (event.key === "e") { view.focus(); return true; }
   return false;
 });
 paint();

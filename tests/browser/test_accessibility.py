@@ -1,0 +1,147 @@
+"""Every page can be used by everybody: axe, enlarged text, narrow windows, right to left, dark, without motion."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from axe_playwright_python.base import AXE_SCRIPT
+from playwright.sync_api import Page
+
+from tests.browser.pages import fill
+from tests.browser.server import TEXTS, Server, start
+
+ARABIC = TEXTS[3]
+# Tables and code may scroll in a box of their own; the page itself never does, and nothing is cut off beside it.
+OVERFLOW = """() => {
+  const wide = document.documentElement.clientWidth;
+  const inBox = (node) => node.closest(".scroll, pre, table, textarea, .skip-link, dialog:not([open])");
+  const out = [...document.querySelectorAll("body *")].filter((node) => {
+    const box = node.getBoundingClientRect();
+    return !inBox(node) && box.width > 0 && (box.right > wide + 1 || box.left < -1);
+  });
+  return document.documentElement.scrollWidth > wide || out.length
+    ? [document.documentElement.scrollWidth, wide, ...out.slice(0, 4).map((node) => node.outerHTML.slice(0, 120))] : [];
+}"""
+
+
+def _axe(page: Page, rules: list[str] | None = None) -> list[str]:
+    """What axe finds that is serious or critical; `rules` are the only ones to check."""
+    page.evaluate(AXE_SCRIPT)
+    options: dict[str, Any] = {"resultTypes": ["violations"]}
+    if rules:
+        options["runOnly"] = {"type": "rule", "values": rules}
+    found = page.evaluate("(options) => axe.run(options)", options)
+    return [
+        f"{one['id']}: {node['html'][:150]} {node['failureSummary']}"
+        for one in found["violations"]
+        if one["impact"] in ("serious", "critical")
+        for node in one["nodes"]
+    ]
+
+
+@pytest.mark.timeout(400)
+def test_every_page_is_accessible_light_and_dark_enlarged_and_narrow(page: Page, server: Server) -> None:
+    long = (
+        "A" * 200
+        + " averylongwordwithoutanybreaks" * 5
+        + "\n\n| a | b |\n|-|-|\n| "
+        + "c" * 300
+        + " | d |\n\n```\n"
+        + "x" * 300
+    )
+    pages = fill(server, [*TEXTS[:4], long])
+    problems: list[str] = []
+    for name, path in pages.items():
+        if name.startswith(("/login", "/join")):
+            continue  # these look the same for a person who is logged in, and are visited below
+        page.emulate_media(color_scheme="light")
+        page.set_viewport_size({"width": 1280, "height": 900})
+        page.goto(f"{server.address}{path}")
+        problems += [f"{name}: {text}" for text in _look(page)]
+    page.context.clear_cookies()
+    for name in ("/login", "/join/{token}"):
+        page.goto(f"{server.address}{pages[name]}")
+        problems += [f"{name}: {text}" for text in _look(page)]
+    assert not problems, "\n".join(problems)
+
+
+def _look(page: Page) -> list[str]:
+    page.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
+    problems = _axe(page)
+    page.emulate_media(color_scheme="dark")
+    problems += [f"dark: {text}" for text in _axe(page, ["color-contrast", "link-in-text-block"])]
+    page.emulate_media(color_scheme="light")
+    # A window of 1280 at 200 and at 400 %; then the text alone at 200 %.
+    for width in (640, 320):
+        page.set_viewport_size({"width": width, "height": 800})
+        problems += [f"{width} wide: {found}" for found in [page.evaluate(OVERFLOW)] if found]
+    page.set_viewport_size({"width": 1280, "height": 900})
+    page.evaluate("document.documentElement.style.fontSize = '200%'")
+    problems += [f"text at 200 %: {found}" for found in [page.evaluate(OVERFLOW)] if found]
+    # The whole page from right to left, as in a browser set to Arabic.
+    page.evaluate("document.documentElement.style.fontSize = ''; document.documentElement.dir = 'rtl'")
+    problems += [f"right to left: {found}" for found in [page.evaluate(OVERFLOW)] if found]
+    page.set_viewport_size({"width": 1280, "height": 900})
+    return problems
+
+
+def test_the_judges_themselves_see_what_is_wrong(page: Page, server: Server) -> None:
+    page.goto(f"{server.address}/account")
+    page.evaluate("""() => {
+      const button = document.createElement("button");
+      const faint = document.createElement("p");
+      faint.textContent = "faint";
+      faint.style.color = "#ccc";
+      faint.style.width = "200vw";
+      document.querySelector("main").append(button, faint);
+    }""")
+    assert {found.split(":")[0] for found in _axe(page)} == {"button-name", "color-contrast"}
+    assert page.evaluate(OVERFLOW)
+
+
+def test_help_is_accessible_and_keeps_the_focus(page: Page, server: Server) -> None:
+    start(page, server, server.project("comparison", [{"prompt": "Help?", "completions": ["a", "b"]}]))
+    page.keyboard.press("?")
+    assert not _axe(page)
+    for _ in range(6):
+        page.keyboard.press("Tab")
+        inside = "document.activeElement === document.body || !!document.activeElement.closest('#help')"
+        assert page.evaluate(inside)
+
+
+def test_texts_of_people_have_their_own_direction(page: Page, server: Server) -> None:
+    mixed = f"{ARABIC}\n\nEnglish after it.\n\n- {ARABIC}"
+    lines = [{"prompt": "Left to right?", "completions": [mixed, "Left to right."]}]
+    start(page, server, server.project("comparison", lines, name=f"{ARABIC} name"))
+    directions = page.evaluate(
+        "[...document.querySelectorAll('.completion .rich')].map((one) => getComputedStyle(one).direction)"
+    )
+    assert sorted(directions) == ["ltr", "rtl"]
+    assert page.evaluate("getComputedStyle(document.querySelector('.crumbs a')).direction") == "rtl"
+    # A paragraph in another script stands at the side where it begins.
+    edges = page.evaluate("""() => {
+      const all = [...document.querySelectorAll(".completion .rich")];
+      const box = all.find((one) => getComputedStyle(one).direction === "rtl");
+      const side = (node) => {
+        const range = new Range();
+        range.selectNodeContents(node);
+        const text = range.getBoundingClientRect(), around = box.getBoundingClientRect();
+        return text.left - around.left < around.right - text.right ? "left" : "right";
+      };
+      return [...box.querySelectorAll("p")].slice(0, 2).map(side);
+    }""")
+    assert edges == ["right", "left"]
+    page.keyboard.press("w")
+    page.keyboard.insert_text(ARABIC)
+    assert page.evaluate("getComputedStyle(document.getElementById('rationale')).direction") == "rtl"
+
+
+def test_nothing_moves_for_who_wants_no_motion(window: Callable[..., Page], server: Server) -> None:
+    moving = """() => [...document.querySelectorAll("body *")].filter((node) => {
+      const style = getComputedStyle(node);
+      return style.animationName !== "none" || style.transitionDuration.split(",").some((time) => parseFloat(time) > 0);
+    }).length"""
+    for setting in ("reduce", "no-preference"):
+        page = window(server, server.session, reduced_motion=setting)
+        page.goto(server.address)
+        assert (page.evaluate(moving) > 0) == (setting == "no-preference")
