@@ -40,6 +40,14 @@ def ui(
     insecure_http: Annotated[
         bool, typer.Option("--insecure-http", help="Allow an address without TLS; passwords are then readable for all.")
     ] = False,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow-host",
+            metavar="HOST",
+            help="Host in a private network, or without TLS, that webhooks may go to; can be given more than once.",
+        ),
+    ] = None,
 ) -> None:
     """Serve the web app: people judge, owners set up projects and see progress.
 
@@ -50,7 +58,12 @@ def ui(
 
     shown_host = f"[{host}]" if ":" in host else host
     where = check_address(address or f"http://{shown_host}:{port}", insecure=insecure_http)
-    config = UiConfig(store=store, address=where, secret_file=secret_file or _secret_file(store))
+    config = UiConfig(
+        store=store,
+        address=where,
+        secret_file=secret_file or _secret_file(store),
+        allowed_hosts=tuple(allow_host or ()),
+    )
     read_secret(config.secret_file)
     link = first_steps(config)
     show(f"first start: make the owner's account at {link}" if link else f"serving {where}")
@@ -62,16 +75,16 @@ def _serve(config: "UiConfig", host: str, port: int, workers: int) -> None:
     import uvicorn
 
     from harken.errors import StorageError
-    from harken.feedback.web.app import CONFIG_VARIABLE, serve_app
+    from harken.ui import CONFIG_VARIABLE, app
 
     try:
         if workers == 1:
-            app = serve_app(config)
+            served = app(config)
         else:
             os.environ[CONFIG_VARIABLE] = config.model_dump_json()
-            app = "harken.feedback.web.app:app_from_environment"
+            served = "harken.ui:app_from_environment"
         uvicorn.run(
-            app,
+            served,
             factory=workers > 1,
             workers=workers,
             host=host,

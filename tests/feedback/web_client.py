@@ -10,6 +10,7 @@ from fastapi.testclient import TestClient
 from harken.feedback.web.app import make_app
 from harken.feedback.web.security import Shell
 from harken.feedback.web.site import Site, UiConfig, open_site
+from harken.ui import measure
 from tests.feedback.working import PASSWORD, Workshop
 
 ADDRESS = "https://label.example.org"
@@ -20,7 +21,7 @@ class House:
 
     def __init__(self, folder: Path, store_url: str = "") -> None:
         url = store_url or f"sqlite:///{folder / 'f.db'}"
-        self.site: Site = open_site(UiConfig(store=url, address=ADDRESS, secret_file=folder / "secret"))
+        self.site: Site = open_site(UiConfig(store=url, address=ADDRESS, secret_file=folder / "secret"), measure)
         self.app: FastAPI = make_app(self.site)
         self.work = Workshop.over(self.site.store)
 
