@@ -48,6 +48,8 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 router = APIRouter(prefix=f"{API}/v1", responses=_ERRORS)
 schema_router = APIRouter(prefix=API)
 
+MAX_A_MINUTE = 1200
+"""Requests of one program."""
 _MINUTE = 60
 _HOUR = 3600
 
@@ -84,7 +86,7 @@ def allow(*roles: Role) -> Callable[[Request, Site], Caller]:
             limit(site, f"api address {address_of(request)}", most=60, window_s=_MINUTE)
             raise LoginNeeded("send a valid token: Authorization: Bearer harken_...")
         person, project_id = found
-        limit(site, f"api {person.id}", most=1200, window_s=_MINUTE)
+        limit(site, f"api {person.id}", most=MAX_A_MINUTE, window_s=_MINUTE)
         if person.role not in roles:
             raise Forbidden(f"this needs a token with the role {' or '.join(roles)}; this one is {person.role}")
         return Caller(person, project_id)
