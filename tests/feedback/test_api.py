@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from fastapi.testclient import TestClient
@@ -129,7 +130,7 @@ def test_tokens_end(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
             house.work.accounts.change(token.person.id, owner, role="annotator", disabled=True)
         with monkeypatch.context() as later:
             if end == "expired":
-                later.setattr(tokens_module.time, "time", lambda now=time.time(): now + 91 * 86400)
+                later.setattr(tokens_module, "time", SimpleNamespace(time=lambda: time.time() + 91 * 86400))
             answer = program.get(f"{V1}/me")
             assert answer.status_code == 401, end
         assert answer.headers["www-authenticate"] == "Bearer"
@@ -174,14 +175,14 @@ def test_programs_are_no_owners_that_could_let_others_in(house: House) -> None:
 
 def test_a_claim_says_nothing_of_models_gold_or_ids(house: House) -> None:
     project = house.work.project(0)
+    about = {"prompt_id": "q", "model": "secret-model"}
+    texts = [{"role": "assistant", "content": text} for text in "ab"]
     task = {
-        "prompt": "Q", "tags": ["secret-tag"], "gold": {"type": "comparison", "outcome": "win", "winner": "secret-1"},
-        "completions": [
-            {"id": f"secret-{n}", "prompt_id": "q", "model": f"secret-{n}", "message": {"role": "assistant", "content": c}}
-            for n, c in enumerate("ab")
-        ],
-    }  # fmt: skip
-    task["prompt"] = {"id": "q", "messages": [{"role": "user", "content": "Q"}]}
+        "prompt": {"id": "q", "messages": [{"role": "user", "content": "Q"}]},
+        "tags": ["secret-tag"],
+        "gold": {"type": "comparison", "outcome": "win", "winner": "secret-1"},
+        "completions": [{"id": f"secret-{n}", "message": text, **about} for n, text in enumerate(texts)],
+    }
     added = house.bearer("owner").post(f"{V1}/projects/{project.id}/tasks", json={"tasks": [task]})
     assert added.status_code == 201, added.text
     judge = house.bearer()
