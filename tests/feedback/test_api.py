@@ -7,9 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 from fastapi.testclient import TestClient
+from sqlalchemy import select
 
+from harken.feedback.store import audit
 from harken.feedback.store import tokens as tokens_module
 from harken.feedback.store.people import withdraw
+from harken.feedback.store.people_tables import exports
 from harken.records import Comparison, Completion, Judgment, Prompt
 from tests.feedback.web_client import ADDRESS, House, post
 from tests.feedback.working import SOURCE, lines, win
@@ -207,6 +210,11 @@ def test_the_export_leaves_out_who_withdrew_and_is_noted(house: House) -> None:
     with house.site.store.database.writing() as connection:
         withdraw(connection, ann.id, "participation", None, actor="command line")
     assert owner.get(url).text == ""
+    with house.site.store.database.reading() as connection:
+        noted = [entry.facts for entry in audit.entries(connection) if entry.action == "export"]
+        folders = connection.execute(select(exports.c.folder)).scalars().all()
+    assert noted == [{"project": project.id, "judgments": 1}] * 2
+    assert all(folder.startswith("sent over the API to program") for folder in folders)
     assert owner.get(f"{V1}/projects/{project.id}/export/people").status_code == 422
 
 

@@ -1,8 +1,6 @@
 """Webhooks: what is queued when, how it is signed, tried again and given up, and where it is never sent."""
 
-import http.server
 import json
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +16,8 @@ from harken.feedback.store import webhooks as webhooks_module
 from harken.feedback.store.webhooks import BACKOFF_S, Delivery
 from harken.feedback.web.deliver import Courier, deliver, signature, webhook_secret
 from harken.records import Comparison
+from tests.feedback.receiver import Seen
+from tests.feedback.receiver import receiver as receiver
 from tests.feedback.web_client import House, post
 from tests.feedback.working import Workshop, win
 
@@ -184,38 +184,7 @@ def test_public_addresses_are_taken() -> None:
         assert is_public(address)
 
 
-class _Receiver(http.server.BaseHTTPRequestHandler):
-    """Notes what comes, and redirects or takes it."""
-
-    seen: list[tuple[str, str, bytes]]
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["content-length"]))
-        self.seen.append((self.path, self.headers["harken-signature"], body))
-        self.send_response(302 if self.path == "/away" else 204)
-        if self.path == "/away":
-            self.send_header("location", "/target")
-        self.end_headers()
-
-    def log_message(self, format: str, *args: object) -> None:
-        del format, args
-
-
-@pytest.fixture
-def receiver() -> Iterator[tuple[str, list[tuple[str, str, bytes]]]]:
-    handler = type("Handler", (_Receiver,), {"seen": []})
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}", handler.seen  # pyright: ignore[reportAttributeAccessIssue]
-    server.shutdown()
-    server.server_close()
-    thread.join()
-
-
-def test_the_courier_sends_what_is_due_and_follows_no_redirect(
-    house: House, receiver: tuple[str, list[tuple[str, str, bytes]]]
-) -> None:
+def test_the_courier_sends_what_is_due_and_follows_no_redirect(house: House, receiver: tuple[str, Seen]) -> None:
     url, seen = receiver
     olga = house.work.accounts.everyone()[2]
     hooks = [house.site.webhooks.make(url + path, ALL, olga) for path in ("/here?x=1", "/away")]
@@ -237,7 +206,7 @@ def test_the_courier_sends_what_is_due_and_follows_no_redirect(
     assert [one.last_outcome for one in house.site.webhooks.all()] == ["received", "answered 302"]
 
 
-def test_an_address_that_moved_inside_is_not_sent_to(house: House, receiver: tuple[str, list[object]]) -> None:
+def test_an_address_that_moved_inside_is_not_sent_to(house: House, receiver: tuple[str, Seen]) -> None:
     url, seen = receiver
     delivery = Delivery("d", "w", url, "ping", "{}", 0)
     outcomes: list[str] = []

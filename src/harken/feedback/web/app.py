@@ -2,12 +2,10 @@
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from typing import Any
 from urllib.parse import quote
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse, RedirectResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
@@ -48,24 +46,12 @@ def make_app(site: Site) -> FastAPI:
         app.include_router(module.router, include_in_schema=False)
     app.include_router(api.schema_router)
     app.include_router(api.router)
-    app.openapi = lambda: describe(app)
+    app.openapi = api.describe
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     app.add_exception_handler(HarkenError, _explain)
     app.add_exception_handler(HTTPException, _explain)
     app.add_exception_handler(RequestValidationError, _explain)
     return app
-
-
-def describe(app: FastAPI) -> dict[str, Any]:
-    """Return the description of the API in OpenAPI's format."""
-    found = get_openapi(
-        title="Harken",
-        version="1",
-        description="Projects, tasks, claims, judgments, exports and figures of a Harken web app.",
-        routes=app.routes,
-    )
-    found["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
-    return found | {"security": [{"token": []}]}
 
 
 def serve_app(config: UiConfig, measure: Measure) -> ASGIApp:
