@@ -2,15 +2,20 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from harken.cli_common import reporter, show
 
 if TYPE_CHECKING:
-    from harken.feedback.web.site import UiConfig
+    from collections.abc import Sequence
 
+    from harken.feedback.web.site import UiConfig
+    from harken.records import Completion, Judgment
+
+CONFIG_VARIABLE = "HARKEN_UI_CONFIG"
+"""Carries the settings to server processes, as JSON."""
 GRACE_S = 10
 """Seconds that requests under way get when the server is stopped."""
 
@@ -71,18 +76,33 @@ def ui(
     _serve(config, host, port, workers)
 
 
+def measure(judgments: "Sequence[Judgment]", completions: "Sequence[Completion]") -> dict[str, Any]:
+    """Return the statistics of a dashboard; what makes them is read when the first one is asked for."""
+    from harken.dashboard import measure as made
+
+    return made(judgments, completions)
+
+
+def app_from_environment() -> Any:
+    """Return the app whose settings `ui` left for its server processes."""
+    from harken.feedback.web.app import serve_app
+    from harken.feedback.web.site import UiConfig
+
+    return serve_app(UiConfig.model_validate_json(os.environ[CONFIG_VARIABLE]), measure)
+
+
 def _serve(config: "UiConfig", host: str, port: int, workers: int) -> None:
     import uvicorn
 
     from harken.errors import StorageError
-    from harken.ui import CONFIG_VARIABLE, app
+    from harken.feedback.web.app import serve_app
 
     try:
         if workers == 1:
-            served = app(config)
+            served = serve_app(config, measure)
         else:
             os.environ[CONFIG_VARIABLE] = config.model_dump_json()
-            served = "harken.ui:app_from_environment"
+            served = "harken.cli_ui:app_from_environment"
         uvicorn.run(
             served,
             factory=workers > 1,

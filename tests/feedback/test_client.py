@@ -66,7 +66,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def _wait_for(address: str, process: subprocess.Popen[bytes]) -> None:
-    for _ in range(600):
+    for _ in range(2400):
         assert process.poll() is None, "the server ended"
         try:
             urllib.request.urlopen(f"{address}/login").close()
@@ -74,7 +74,7 @@ def _wait_for(address: str, process: subprocess.Popen[bytes]) -> None:
             time.sleep(0.1)
         else:
             return
-    pytest.fail("the server did not start in a minute")
+    pytest.fail("the server did not start in four minutes")
 
 
 def test_from_tasks_to_an_export_that_training_reads(server: Server, receiver: tuple[str, Seen]) -> None:

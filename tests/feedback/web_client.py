@@ -9,11 +9,11 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
 
+from harken.dashboard import measure
 from harken.feedback.store import Role
 from harken.feedback.web.app import make_app
 from harken.feedback.web.security import Shell
 from harken.feedback.web.site import Site, UiConfig, open_site
-from harken.ui import measure
 from tests.feedback.working import PASSWORD, Workshop
 
 ADDRESS = "https://label.example.org"

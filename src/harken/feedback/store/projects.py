@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import ConfigDict, ValidationError
 from sqlalchemy import Connection, case, func, insert, select, update
 
 from harken.artifacts import first_problem
@@ -49,6 +49,8 @@ class Project:
 
 class Progress(Record):
     """How far a project is."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
 
     num_tasks: int
     num_slots: int

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from typing import Any, Literal
 
+from pydantic import ConfigDict
 from sqlalchemy import Connection, Select, func, select
 
 from harken.feedback.store import tables
@@ -25,6 +26,8 @@ _CHUNK = 500
 
 class TaskState(Record):
     """A task and how far it is."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
 
     id: str
     position: int

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from harken.config.project import TaskConfig
 from harken.feedback.store import Lease, Project, Role
@@ -13,13 +13,19 @@ MAX_TASKS = 10_000
 """Tasks in one request."""
 
 
-class Problem(Record):
+class Told(Record):
+    """Base of what goes in and out: what stands under a field describes it in OpenAPI."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+
+class Problem(Told):
     """What went wrong, in one sentence: what, expected, what to do."""
 
     error: str
 
 
-class Me(Record):
+class Me(Told):
     """Who a token is."""
 
     name: str
@@ -28,7 +34,7 @@ class Me(Record):
     """The one project that the token opens; null for all."""
 
 
-class ProjectShown(Record):
+class ProjectShown(Told):
     """A project."""
 
     id: str
@@ -48,7 +54,7 @@ class ProjectShown(Record):
         )  # fmt: skip
 
 
-class NewProject(Record):
+class NewProject(Told):
     """A project to be made."""
 
     name: Annotated[str, Field(max_length=80)]
@@ -58,27 +64,27 @@ class NewProject(Record):
     """Markdown."""
 
 
-class NewTasks(Record):
+class NewTasks(Told):
     """Tasks to be added, as in docs/collect.md; what is there already is not added again."""
 
     tasks: Annotated[tuple[TaskLine, ...], Field(min_length=1, max_length=MAX_TASKS)]
 
 
-class Added(Record):
+class Added(Told):
     """How many tasks are new, and how many were there already."""
 
     num_added: int
     num_already_there: int
 
 
-class Turn(Record):
+class Turn(Told):
     """One message of the prompt."""
 
     role: str
     content: str
 
 
-class Place(Record):
+class Place(Told):
     """A completion, by where it stands; its id is not told."""
 
     place: int
@@ -86,7 +92,7 @@ class Place(Record):
     text: str
 
 
-class Claim(Record):
+class Claim(Told):
     """A task in the hands of the one who asks."""
 
     id: str
@@ -119,7 +125,7 @@ class Claim(Record):
         )  # fmt: skip
 
 
-class Handed(Record):
+class Handed(Told):
     """An answer to a claim."""
 
     fields: Annotated[dict[str, Annotated[str, Field(max_length=1_000_000)]], Field(default_factory=dict)]
@@ -133,7 +139,7 @@ class Handed(Record):
     """Id of the own judgment that this one supersedes."""
 
 
-class Receipt(Record):
+class Receipt(Told):
     """The answer is saved."""
 
     judgment_id: str

@@ -1,18 +1,13 @@
-"""The web app with the statistics of its dashboards: what `harken ui` runs."""
+"""The statistics of the web app's dashboards, which knows nothing of statistics itself."""
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
-from harken.feedback.web.app import serve_app
-from harken.feedback.web.site import UiConfig
 from harken.preferences.judges import gold_of_tasks
 from harken.preferences.quality import agreement_report
 from harken.preferences.votes_report import votes_report
 from harken.records import Completion, Judgment, Rating
 
-CONFIG_VARIABLE = "HARKEN_UI_CONFIG"
-"""Carries the settings to server processes, as JSON."""
 _RESAMPLES = 200
 """Bootstrap samples of an interval: a page is waited for; `harken collect agreement` takes more."""
 
@@ -30,18 +25,3 @@ def measure(judgments: Sequence[Judgment], completions: Sequence[Completion]) ->
         "votes": votes_report(judgments, completions, gold=gold, resamples=_RESAMPLES),
         "ratings": {axis: {k: v for k, v in one.items() if k not in texts} for axis, one in ratings.items()} or None,
     }
-
-
-def app(config: UiConfig) -> Any:
-    """Open a store and return what a server runs.
-
-    Raises:
-        DataError: the store or the secret cannot be used.
-        StorageError: one of them cannot be written.
-    """
-    return serve_app(config, measure)
-
-
-def app_from_environment() -> Any:
-    """Return the app whose settings `harken ui` left for its server processes."""
-    return app(UiConfig.model_validate_json(os.environ[CONFIG_VARIABLE]))
