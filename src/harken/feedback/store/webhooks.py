@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from sqlalchemy import Connection, delete, func, select, update
+from sqlalchemy import Connection, bindparam, delete, func, select, update
 
 from harken.errors import DataError
 from harken.feedback.store.accounts import Person
@@ -22,6 +22,16 @@ from harken.feedback.store.connect import Database
 from harken.feedback.store.projects import QUALIFICATION_POOL, read_project
 from harken.feedback.store.work_tables import slots
 from harken.records import Judgment
+
+_LISTENING = (
+    select(webhooks)
+    .where(webhooks.c.is_on.is_(True))
+    .where((webhooks.c.project_id == bindparam("_project")) | webhooks.c.project_id.is_(None))
+    .order_by(webhooks.c.id)
+    # Of two last answers at once, the later one must see the earlier.
+    .with_for_update()
+)
+"""Written once: each answer that is saved asks it."""
 
 Event = Literal["judgment.saved", "task.completed", "project.completed"]
 
@@ -173,10 +183,7 @@ def announce(connection: Connection, judgment: Judgment, *, settles: bool) -> No
     """
     task = judgment.assignment
     assert task is not None
-    # Locked: of two last answers at once, the later one must see the earlier.
-    listening = select(webhooks).where(webhooks.c.is_on.is_(True))
-    listening = listening.where((webhooks.c.project_id == task.project) | webhooks.c.project_id.is_(None))
-    hooks = connection.execute(listening.order_by(webhooks.c.id).with_for_update()).all()
+    hooks = connection.execute(_LISTENING, {"_project": task.project}).all()
     if not hooks:
         return
     about: dict[str, Any] = {"project_id": task.project}
