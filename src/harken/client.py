@@ -195,7 +195,7 @@ def verify_webhook(secret: str, header: str, body: bytes, *, window_s: float = 3
             it, remember `Harken-Delivery`.
         now: seconds since 1970; None for the clock.
     """
-    parts = dict(part.partition("=")[::2] for part in header.split(","))
+    parts = {name: value for name, _, value in (part.partition("=") for part in header.split(","))}
     stamp, found = parts.get("t", ""), parts.get("v1", "")
     if not (stamp.isascii() and stamp.isdigit() and len(stamp) < 16 and found.isascii()):
         return False

@@ -16,6 +16,7 @@ from harken.errors import UsageError
 
 TIMEOUT_S = 10.0
 MAX_URL = 2000
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
 class Refused(UsageError):
@@ -81,7 +82,7 @@ def is_public(address: str) -> bool:
     if isinstance(ip, ipaddress.IPv6Address):
         # IPv4 inside of IPv6, by any of the standard ways.
         inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
-        if inner is None and ip in ipaddress.ip_network("64:ff9b::/96"):
+        if inner is None and ip in _NAT64:
             inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
         if inner is not None:
             return is_public(str(inner))

@@ -83,17 +83,19 @@ class Tokens:
                 if found is None or not found.is_service:
                     raise DataError(f"{account_id!r} is no account of programs; choose one, or make a new one")
                 person = read_person(found)
-            values = {"id": secrets.token_hex(8), "name": " ".join(name.split())[:80] or "token"}
-            times = {"created_at": now, "expires_at": now + days * _DAY_S}
+            made = ApiToken(
+                id=secrets.token_hex(8), name=" ".join(name.split())[:80] or "token", person=person,
+                project_id=project_id, created_at=now, expires_at=now + days * _DAY_S, used_at=None, is_revoked=False,
+            )  # fmt: skip
             connection.execute(
                 api_tokens.insert().values(
-                    **values, **times, token_hash=token_hash(token), person_id=person.id, project_id=project_id,
-                    created_by=by.id,
+                    id=made.id, token_hash=token_hash(token), name=made.name, person_id=person.id,
+                    project_id=project_id, created_by=by.id, created_at=made.created_at, expires_at=made.expires_at,
                 )
             )  # fmt: skip
-            facts = {"key": values["id"], "change": "made", "role": person.role, "project": project_id or "all"}
+            facts = {"key": made.id, "change": "made", "role": person.role, "project": project_id or "all"}
             record(connection, "api_key", reference(connection, by.id), facts)
-        return token, ApiToken(**values, **times, person=person, project_id=project_id, used_at=None, is_revoked=False)
+        return token, made
 
     def all(self) -> list[ApiToken]:
         """Return all tokens, newest first."""
