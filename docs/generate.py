@@ -1,4 +1,4 @@
-"""Write the parts of the documentation that come from the code: commands, settings, metrics.
+"""Write the parts of the documentation that come from the code: commands, settings, metrics, endpoints.
 
 python docs/generate.py            rewrite them
 python docs/generate.py --check    say which pages differ, and exit with 1 if one does
@@ -20,6 +20,7 @@ from pydantic.fields import FieldInfo
 
 from harken import config
 from harken.cli import app
+from harken.feedback.web.api import describe
 from harken.metrics import DEFINITIONS
 
 DOCS = Path(__file__).resolve().parent
@@ -196,12 +197,72 @@ def metrics() -> str:
     return "\n".join(["| metric | meaning |", "|---|---|", *rows, ""])
 
 
+def endpoints() -> str:
+    """Return a table of the endpoints, and one of the fields of each object that goes in or out."""
+    found = describe()
+    rows: list[str] = []
+    for path, methods in found["paths"].items():
+        for method, about in methods.items():
+            cells = (
+                f"`{method.upper()} {path}`",
+                _cell(about["description"]),
+                _shape(_body(about)),
+                _shape(_answer(about)),
+            )
+            rows.append(f"| {' | '.join(cells)} |")
+    parts = ["| endpoint | does | body | answer |", "|---|---|---|---|", *rows, ""]
+    for name, schema in sorted(found["components"]["schemas"].items()):
+        if _is_own(name):
+            parts += [
+                f"### {name}\n",
+                f"{_cell(schema.get('description'))}\n",
+                "| field | type | meaning |",
+                "|---|---|---|",
+            ]
+            parts += [
+                f"| `{key}` | {_shape(field)} | {_cell(field.get('description'))} |"
+                for key, field in schema["properties"].items()
+            ]
+            parts.append("")
+    return "\n".join(parts)
+
+
+def _is_own(name: str) -> bool:
+    """Tell whether a schema is the API's; records and settings have pages of their own."""
+    return name in {"Added", "Claim", "Handed", "Me", "NewProject", "NewTasks", "Place", "ProjectShown", "Progress",
+                    "Receipt", "TaskState", "Turn"}  # fmt: skip
+
+
+def _body(about: dict[str, Any]) -> dict[str, Any]:
+    return about.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema", {})
+
+
+def _answer(about: dict[str, Any]) -> dict[str, Any]:
+    good = next(answer for code, answer in about["responses"].items() if code.startswith("2"))
+    return good.get("content", {}).get("application/json", {}).get("schema", {})
+
+
+def _shape(schema: dict[str, Any]) -> str:
+    """Return a JSON schema in a word."""
+    if "$ref" in schema:
+        name = schema["$ref"].rpartition("/")[2]
+        return f"[{name}](#{name.lower()})" if _is_own(name) else f"`{name}`"
+    if options := schema.get("anyOf") or schema.get("oneOf"):
+        return " or ".join(dict.fromkeys(_shape(option) for option in options))
+    if "enum" in schema:
+        return ", ".join(f'`"{value}"`' for value in schema["enum"])
+    if schema.get("type") == "array":
+        return f"list of {_shape(schema['items'])}" if "items" in schema else "list"
+    words = {"integer": "whole number", "string": "text", "boolean": "`true`, `false`", "null": "null"}
+    return words.get(schema.get("type", ""), schema.get("type", ""))
+
+
 def _cell(text: str | None) -> str:
     whole = " ".join((text or "").split()).replace("|", "\\|")
     return whole if not whole or whole.endswith((".", "?", "!")) else f"{whole}."
 
 
-PAGES = {"commands.md": commands, "config.md": settings, "metrics.md": metrics}
+PAGES = {"commands.md": commands, "config.md": settings, "metrics.md": metrics, "api.md": endpoints}
 
 
 def main(arguments: list[str]) -> int:

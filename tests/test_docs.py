@@ -154,6 +154,16 @@ def test_every_metric_has_a_definition_in_the_metrics_page() -> None:
     assert not missing, "\n".join(["docs/metrics.md lacks:", *(f"`{key}`" for key in missing)])
 
 
+def test_every_endpoint_is_in_the_api_page() -> None:
+    paths: dict[str, dict[str, Any]] = _attribute("harken.feedback.web.api", "describe")()["paths"]
+    assert len(paths) > 10
+    names = _names_in_code(_doc("api.md"))
+    missing = [
+        f"`{m.upper()} {path}`" for path, found in paths.items() for m in found if f"{m.upper()} {path}" not in names
+    ]
+    assert not missing, "\n".join(["docs/api.md lacks:", *missing])
+
+
 def test_every_recipe_loads_and_is_in_the_recipes_page() -> None:
     recipes = sorted(RECIPES.glob("*.toml"))
     assert recipes, "no recipes in src/harken/recipes"

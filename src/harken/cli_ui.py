@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -10,9 +10,15 @@ from harken.cli_chat import ChatModerationOption, ChatNamesOption, ChatOption, C
 from harken.cli_common import reporter, show
 
 if TYPE_CHECKING:
-    from harken.feedback.live import ChatRoom
-    from harken.feedback.web.site import UiConfig
+    from collections.abc import Sequence
 
+    from harken.feedback.live import ChatRoom
+
+    from harken.feedback.web.site import UiConfig
+    from harken.records import Completion, Judgment
+
+CONFIG_VARIABLE = "HARKEN_UI_CONFIG"
+"""Carries the settings to server processes, as JSON."""
 GRACE_S = 10
 """Seconds that requests under way get when the server is stopped."""
 
@@ -46,6 +52,14 @@ def ui(
     chat_set: ChatSetOption = None,
     chat_names: ChatNamesOption = None,
     chat_moderation: ChatModerationOption = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow-host",
+            metavar="HOST",
+            help="Host in a private network, or without TLS, that webhooks may go to; can be given more than once.",
+        ),
+    ] = None,
 ) -> None:
     """Serve the web app: people judge, owners set up projects and see progress.
 
@@ -64,7 +78,12 @@ def ui(
         raise UsageError("--chat-set, --chat-names and --chat-moderation are for --chat: give that too")
     shown_host = f"[{host}]" if ":" in host else host
     where = check_address(address or f"http://{shown_host}:{port}", insecure=insecure_http)
-    config = UiConfig(store=store, address=where, secret_file=secret_file or _secret_file(store))
+    config = UiConfig(
+        store=store,
+        address=where,
+        secret_file=secret_file or _secret_file(store),
+        allowed_hosts=tuple(allow_host or ()),
+    )
     read_secret(config.secret_file)
     link = first_steps(config)
     show(f"first start: make the owner's account at {link}" if link else f"serving {where}")
@@ -73,20 +92,35 @@ def ui(
     _serve(config, host, port, workers, room)
 
 
+def measure(judgments: "Sequence[Judgment]", completions: "Sequence[Completion]") -> dict[str, Any]:
+    """Return the statistics of a dashboard; what makes them is read when the first one is asked for."""
+    from harken.dashboard import measure as made
+
+    return made(judgments, completions)
+
+
+def app_from_environment() -> Any:
+    """Return the app whose settings `ui` left for its server processes."""
+    from harken.feedback.web.app import serve_app
+    from harken.feedback.web.site import UiConfig
+
+    return serve_app(UiConfig.model_validate_json(os.environ[CONFIG_VARIABLE]), measure)
+
+
 def _serve(config: "UiConfig", host: str, port: int, workers: int, room: "ChatRoom | None") -> None:
     import uvicorn
 
     from harken.errors import StorageError
-    from harken.feedback.web.app import CONFIG_VARIABLE, serve_app
+    from harken.feedback.web.app import serve_app
 
     try:
         if workers == 1:
-            app = serve_app(config, room)
+            served = serve_app(config, measure, room)
         else:
             os.environ[CONFIG_VARIABLE] = config.model_dump_json()
-            app = "harken.feedback.web.app:app_from_environment"
+            served = "harken.cli_ui:app_from_environment"
         uvicorn.run(
-            app,
+            served,
             factory=workers > 1,
             workers=workers,
             host=host,

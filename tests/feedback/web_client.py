@@ -1,12 +1,16 @@
 """A browser's part without a browser: cookies, tokens of forms, and the origin that browsers send."""
 
 import re
+import secrets
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
 
+from harken.dashboard import measure
+from harken.feedback.store import Role
 from harken.feedback.web.app import make_app
 from harken.feedback.web.security import Shell
 from harken.feedback.web.site import Site, UiConfig, open_site
@@ -20,7 +24,7 @@ class House:
 
     def __init__(self, folder: Path, store_url: str = "") -> None:
         url = store_url or f"sqlite:///{folder / 'f.db'}"
-        self.site: Site = open_site(UiConfig(store=url, address=ADDRESS, secret_file=folder / "secret"))
+        self.site: Site = open_site(UiConfig(store=url, address=ADDRESS, secret_file=folder / "secret"), measure)
         self.app: FastAPI = make_app(self.site)
         self.work = Workshop.over(self.site.store)
 
@@ -38,6 +42,22 @@ class House:
         client = self.client()
         done = post(client, "/login", {"name": name, "password": PASSWORD}, page="/login")
         assert done.status_code == 303, done.text
+        return client
+
+    def routes(self) -> list[tuple[str, str]]:
+        """Method and path of every route there is, a new one included."""
+        # Newer versions of FastAPI keep an included router as a part of its own.
+        parts = [getattr(part, "original_router", None) or self.app for part in self.app.routes]
+        routes = [route for part in parts for route in part.routes if isinstance(route, APIRoute)]
+        return sorted({(method, route.path) for route in routes for method in route.methods or ()})
+
+    def bearer(self, role: Role = "annotator", **fields: Any) -> TestClient:
+        """A program with a token of its own."""
+        owner = next(one for one in self.work.accounts.everyone() if one.role == "owner")
+        name = f"program {secrets.token_hex(3)}"
+        token, _ = self.site.tokens.make(name, owner, role=role, **fields)
+        client = TestClient(Shell(self.app), base_url=ADDRESS, follow_redirects=False, raise_server_exceptions=False)
+        client.headers["authorization"] = f"Bearer {token}"
         return client
 
     def close(self) -> None:

@@ -120,6 +120,15 @@ TaskConfig = Annotated[
 ]
 
 
+class Qualification(Config):
+    """What a person must show on tasks with `qualifies` before they get others."""
+
+    num_tasks: Count
+    """Qualification tasks each person answers first."""
+    accuracy: Annotated[float, Field(gt=0, le=1)] = 0.8
+    """Share of them that must be right at the first try."""
+
+
 class ProjectConfig(Config):
     """`harken collect tasks`: a labeling project."""
 
@@ -137,6 +146,8 @@ class ProjectConfig(Config):
     """Tasks one person may do in 24 hours; a member may have a limit of their own."""
     rationale: Literal["optional", "required", "off"] = "optional"
     """Whether people are asked for their reasons."""
+    qualification: Qualification | None = None
+    """What people must show before they get tasks that count; None: nothing."""
 
 
 def num_completions(task: TaskConfig) -> tuple[int, int]:

@@ -2,7 +2,7 @@
 
 A line is {"prompt": ..., "completions": [...]}. A prompt is a text, a list of messages, or a record `Prompt`; a
 completion is a text or a record `Completion`. More keys: `overlap`, `pool`, `tags`, `gold` (the right answer, as in a
-judgment), `selection_probability`.
+judgment), `qualifies`, `selection_probability`.
 """
 
 import json
@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError, model_validator
 from harken.artifacts import first_problem, read_bytes, verify
 from harken.config.project import TaskConfig, num_completions
 from harken.errors import DataError
+from harken.feedback.grading import can_be_graded
 from harken.records import Answer, Completion, Judge, Judgment, Prompt, Record, content_id
 
 MAX_TEXT = 1_000_000
@@ -33,6 +34,8 @@ class TaskLine(Record):
     tags: tuple[str, ...] = ()
     gold: Answer | None = None
     """The right answer; the task tests its judges and looks like any other."""
+    qualifies: bool = False
+    """Everybody gets it before tasks that count, if the project asks for qualification; it needs `gold`."""
     selection_probability: Annotated[float, Field(gt=0, le=1)] | None = None
 
     @model_validator(mode="before")
@@ -141,6 +144,11 @@ def check_task(line: TaskLine, task: TaskConfig, where: str) -> None:
             )
         except ValidationError as error:
             raise DataError(f"{where}: gold: {first_problem(error)}") from error
+    if line.qualifies and (line.gold is None or not can_be_graded(line.gold)):
+        raise DataError(
+            f"{where}: a task that qualifies people needs a right answer that others can be compared with: a "
+            "comparison, ranking or rating as its gold"
+        )
 
 
 def tasks_from_completions(

@@ -6,11 +6,14 @@ from harken.feedback.store.projects import Member, Progress, Project, Projects
 from harken.feedback.store.slots import NoTask
 from harken.feedback.store.status import ImportSummary, StoreStatus
 from harken.feedback.store.store import AddedCounts, FeedbackStore
+from harken.feedback.store.tokens import ApiToken, Tokens
+from harken.feedback.store.webhooks import Webhook, Webhooks
 
 __all__ = [
     "Accounts",
     "AddedCounts",
     "AnsweredOtherwise",
+    "ApiToken",
     "FeedbackStore",
     "Given",
     "ImportSummary",
@@ -24,5 +27,8 @@ __all__ = [
     "Projects",
     "Role",
     "StoreStatus",
+    "Tokens",
+    "Webhook",
+    "Webhooks",
     "WrongLease",
 ]

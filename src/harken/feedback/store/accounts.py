@@ -38,6 +38,8 @@ class Person:
     name: str
     role: Role
     is_disabled: bool = False
+    is_service: bool = False
+    """An account of programs, which nobody logs in to."""
 
 
 def token_hash(token: str) -> str:
@@ -54,8 +56,7 @@ class Accounts:
     def has_owner(self) -> bool:
         """Tell whether the first account has been made."""
         with self._database.reading() as connection:
-            query = select(func.count()).where(people.c.role == "owner", people.c.disabled_at.is_(None))
-            return connection.execute(query).scalar_one() > 0
+            return _count_owners(connection) > 0
 
     def first_invitation(self) -> str:
         """Return the token of a fresh invitation for the first owner; earlier ones stop working."""
@@ -81,26 +82,13 @@ class Accounts:
         Raises:
             DataError: the invitation is not valid any more, the name is taken, or name or password cannot be used.
         """
-        name = _check_name(name)
         hashed = hash_password(password)
         with self._database.writing() as connection:
             query = _valid_invitation(token).with_for_update()
             invitation = connection.execute(query).one_or_none()
             if invitation is None:
                 raise DataError("this invitation was used already or is too old; ask for a new one")
-            if connection.execute(select(people.c.id).where(people.c.folded_name == name.casefold())).first():
-                raise DataError(f"the name {name!r} is taken; choose another one")
-            person = Person(secrets.token_hex(8), name, invitation.role)
-            connection.execute(
-                people.insert().values(
-                    id=person.id,
-                    name=name,
-                    folded_name=name.casefold(),
-                    role=person.role,
-                    password_hash=hashed,
-                    created_at=time.time(),
-                )
-            )
+            person = add_person(connection, name, invitation.role, hashed)
             connection.execute(
                 update(invitations).where(invitations.c.token_hash == token_hash(token)).values(used_by=person.id)
             )
@@ -118,13 +106,13 @@ class Accounts:
             _HASHER.verify(hashed, password[:MAX_PASSWORD])
         except VerificationError:
             return None
-        if row is None or row.disabled_at is not None:
+        if row is None or row.disabled_at is not None or row.is_service:
             return None
         if _HASHER.check_needs_rehash(hashed):
             with self._database.writing() as connection:
                 fresh = _HASHER.hash(password)
                 connection.execute(update(people).where(people.c.id == row.id).values(password_hash=fresh))
-        return _person(row)
+        return read_person(row)
 
     def set_password(self, person: Person, password: str) -> None:
         """Change a password and end all sessions of the person."""
@@ -170,7 +158,7 @@ class Accounts:
         if now - row.seen_at > _SEEN_STEP_S:
             with self._database.writing() as connection:
                 connection.execute(update(sessions).where(sessions.c.token_hash == key).values(seen_at=now))
-        return _person(row)
+        return read_person(row)
 
     def log_out(self, token: str) -> None:
         """End one session."""
@@ -186,7 +174,7 @@ class Accounts:
     def everyone(self) -> list[Person]:
         """Return all people by name."""
         with self._database.reading() as connection:
-            return [_person(row) for row in connection.execute(select(people).order_by(people.c.folded_name))]
+            return [read_person(row) for row in connection.execute(select(people).order_by(people.c.folded_name))]
 
     def change(self, person_id: str, by: Person, *, role: Role, disabled: bool) -> None:
         """Give a person another role, or close or open their account; their sessions end.
@@ -201,8 +189,7 @@ class Accounts:
             connection.execute(
                 update(people).where(people.c.id == person_id).values(role=role, disabled_at=disabled_at)
             )
-            owners = select(func.count()).where(people.c.role == "owner", people.c.disabled_at.is_(None))
-            if connection.execute(owners).scalar_one() == 0:
+            if _count_owners(connection) == 0:
                 raise DataError("no owner would be left; make somebody else an owner first")
             connection.execute(delete(sessions).where(sessions.c.person_id == person_id))
             facts = {"person": reference(connection, person_id), "role": role, "closed": int(disabled)}
@@ -243,11 +230,36 @@ def hash_password(password: str) -> str:
     return _HASHER.hash(password)
 
 
-def _check_name(name: str) -> str:
+def add_person(connection: Connection, name: str, role: Role, hashed: str, *, is_service: bool = False) -> Person:
+    """Make an account.
+
+    Args:
+        connection: in a write transaction.
+        name: what others see.
+        role: what it may do.
+        hashed: of the password.
+        is_service: it is for programs, which come with tokens.
+
+    Raises:
+        DataError: the name is taken or cannot be used.
+    """
     name = " ".join(name.split())
     if not 1 <= len(name) <= 80 or not name.isprintable():
         raise DataError("a name has 1 to 80 printable characters")
-    return name
+    if connection.execute(select(people.c.id).where(people.c.folded_name == name.casefold())).first():
+        raise DataError(f"the name {name!r} is taken; choose another one")
+    person = Person(secrets.token_hex(8), name, role, is_service=is_service)
+    values = {"id": person.id, "name": name, "folded_name": name.casefold(), "role": role, "is_service": is_service}
+    connection.execute(people.insert().values(**values, password_hash=hashed, created_at=time.time()))
+    return person
+
+
+def _count_owners(connection: Connection) -> int:
+    """Count who could let others in; programs cannot."""
+    query = select(func.count()).where(
+        people.c.role == "owner", people.c.disabled_at.is_(None), people.c.is_service.is_(False)
+    )
+    return connection.execute(query).scalar_one()
 
 
 def _invite(connection: Connection, role: Role, by: str | None) -> str:
@@ -269,5 +281,6 @@ def _valid_invitation(token: str) -> Any:
     )
 
 
-def _person(row: Row[Any]) -> Person:
-    return Person(row.id, row.name, row.role, row.disabled_at is not None)
+def read_person(row: Row[Any]) -> Person:
+    """Return the person of a row of `people`."""
+    return Person(row.id, row.name, row.role, row.disabled_at is not None, row.is_service)

@@ -37,6 +37,8 @@ AuditAction = Literal[
     "self_export",
     "keys",
     "retention",
+    "api_key",
+    "webhook",
 ]
 COMMAND_LINE = "command line"
 """Actor of what is done by `harken collect`: whoever may write the store's file."""

@@ -14,10 +14,12 @@ from typing import Any
 from sqlalchemy import Connection, Row, insert, select, update
 
 from harken.errors import DataError, HarkenError
+from harken.feedback.grading import can_be_graded, is_right
 from harken.feedback.store import tables
 from harken.feedback.store.adding import judgment_columns, utc_now
 from harken.feedback.store.connect import Database
 from harken.feedback.store.projects import Project, read_project
+from harken.feedback.store.qualify import take_qualification
 from harken.feedback.store.slots import (
     NoTask,
     count_answered,
@@ -27,6 +29,7 @@ from harken.feedback.store.slots import (
     take_slot,
     unfinished_lease,
 )
+from harken.feedback.store.webhooks import announce
 from harken.feedback.store.work_tables import leases, people, slots, tasks
 from harken.records import Abstention, Answer, Assignment, Comparison, Completion, Flag, Judge, Judgment, Prompt, Timing
 
@@ -94,7 +97,9 @@ class Leases:
             row = unfinished_lease(connection, project_id, person_id)
             if row is None:
                 pools = pools_within_limits(connection, project, person_id)
-                row = take_slot(connection, project, person_id, pools)
+                row = take_qualification(connection, project, person_id)
+                if row is None:
+                    row = take_slot(connection, project, person_id, pools)
             else:
                 extend_lease(connection, project, row.id)
             return _read(connection, row)
@@ -153,8 +158,10 @@ class Leases:
             connection.execute(
                 update(leases)
                 .where(leases.c.id == lease_id)
-                .values(judgment_id=judgment.id, skipped=skipped, ended_at=time.time(), draft=None)
+                .values(judgment_id=judgment.id, skipped=skipped, ended_at=time.time(), draft=None, **_grade(judgment))
             )
+            is_new = row.judgment_id is None or row.skipped
+            announce(connection, judgment, settles=is_new and not skipped and not surplus)
             return judgment
 
     def history(self, project_id: str, person_id: str, limit: int = 50) -> list[Lease]:
@@ -225,6 +232,14 @@ def _make_judgment(
             ),
         }
     )
+
+
+def _grade(judgment: Judgment) -> dict[str, bool]:
+    """Return whether the first answer to a task with a known answer is right, as a column of the lease."""
+    gold = judgment.assignment.gold if judgment.assignment else None
+    if gold is None or judgment.supersedes is not None or _is_skip(judgment.answer) or not can_be_graded(gold):
+        return {}
+    return {"is_right": is_right(judgment.answer, gold)}
 
 
 def _insert(connection: Connection, judgment: Judgment) -> None:

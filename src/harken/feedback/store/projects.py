@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import ConfigDict, ValidationError
 from sqlalchemy import Connection, case, func, insert, select, update
 
 from harken.artifacts import first_problem
@@ -24,6 +24,8 @@ from harken.feedback.tasks import TaskLine
 from harken.records import Record
 
 _CHUNK = 500
+QUALIFICATION_POOL = " qualification"
+"""Pool of the slots of qualification tasks: no person's pool begins with a blank, so nobody else is given one."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ class Project:
 class Progress(Record):
     """How far a project is."""
 
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
     num_tasks: int
     num_slots: int
     """Answers asked for: tasks times overlap."""
@@ -70,6 +74,8 @@ class Member(Record):
     pools: tuple[str, ...] = ()
     max_tasks: int | None = None
     max_tasks_a_day: int | None = None
+    is_qualified: bool = False
+    """Let in by the owner, whatever the person answered to qualification tasks."""
 
 
 class Projects:
@@ -142,10 +148,12 @@ class Projects:
 
     def set_member(self, project_id: str, member: Member, by: Person) -> None:
         """Give a person a share in a project, or change it."""
+        member = member.model_copy(update={"pools": tuple(pool.strip() for pool in member.pools)})
         values: dict[str, Any] = {
             "pools": json.dumps(member.pools),
             "max_tasks": member.max_tasks,
             "max_tasks_a_day": member.max_tasks_a_day,
+            "is_qualified": member.is_qualified,
         }
         key = (members.c.project_id == project_id) & (members.c.person_id == member.person_id)
         with self._database.writing(alone=True) as connection:
@@ -174,9 +182,13 @@ class Projects:
     def progress(self, project_id: str) -> Progress:
         """Count how far a project is."""
         with self._database.reading() as connection:
+            # Qualification tasks are not what was asked for; their slots come and go with people.
+            counted = tasks.c.qualifies.is_(False)
             by_state = select(slots.c.state, func.count()).where(slots.c.project_id == project_id)
+            by_state = by_state.where(slots.c.pool != QUALIFICATION_POOL)
             states = {row[0]: row[1] for row in connection.execute(by_state.group_by(slots.c.state))}
-            num_tasks = connection.execute(select(func.count()).where(tasks.c.project_id == project_id)).scalar_one()
+            all_tasks = select(func.count()).where(tasks.c.project_id == project_id, counted)
+            num_tasks = connection.execute(all_tasks).scalar_one()
             held = select(slots.c.lease_id).where(slots.c.project_id == project_id, slots.c.state == "done")
             held = held.where(slots.c.lease_id.is_not(None))  # None: of somebody who was erased
             answered = leases.c.judgment_id.is_not(None) & leases.c.skipped.is_(False)
@@ -218,6 +230,7 @@ class Projects:
                     pools=tuple(json.loads(row.pools)),
                     max_tasks=row.max_tasks,
                     max_tasks_a_day=row.max_tasks_a_day,
+                    is_qualified=row.is_qualified,
                 )
                 for row in connection.execute(query)
             ]
@@ -286,15 +299,18 @@ def _add_tasks(connection: Connection, project: Project, lines: Sequence[TaskLin
                     "overlap": overlap,
                     "tags": json.dumps(line.tags, ensure_ascii=False),
                     "gold": line.gold.model_dump_json() if line.gold else None,
+                    "qualifies": line.qualifies,
                     "selection_probability": line.selection_probability,
                     "created_at": now,
                     **place,
                 }
             )
-            slot_rows += [{"task_id": task_id, "number": number, "state": "open", **place} for number in range(overlap)]
+            if not line.qualifies:  # a slot of those is made when a person comes
+                slot_rows += [{"task_id": task_id, "number": one, "state": "open", **place} for one in range(overlap)]
             position += 1
         if task_rows:
             connection.execute(insert(tasks), task_rows)
+        if slot_rows:
             connection.execute(insert(slots), slot_rows)
         count += len(new)
     return count

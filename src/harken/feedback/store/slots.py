@@ -19,8 +19,8 @@ DAY_S = 86400.0
 class NoTask(HarkenError):
     """There is nothing to do for this person."""
 
-    def __init__(self, why: Literal["closed", "members", "limit", "day", "empty"]) -> None:
-        """Say why: project closed or for members only, a limit in all or for the day reached, nothing left."""
+    def __init__(self, why: Literal["closed", "members", "limit", "day", "unqualified", "empty"]) -> None:
+        """Say why: closed or for members only, a limit in all or a day reached, not qualified, nothing left."""
         super().__init__(f"nothing to do here: {why}")
         self.why = why
 
@@ -83,7 +83,12 @@ def take_slot(connection: Connection, project: Project, person_id: str, pools: S
         found = connection.execute(_free(project.id, person_id, pools, None)).one_or_none()
     if found is None:
         raise NoTask("empty")
-    task = connection.execute(select(tasks).where(tasks.c.id == found.task_id)).one()
+    return hand_out(connection, project, person_id, found.task_id, found.number)
+
+
+def hand_out(connection: Connection, project: Project, person_id: str, task_id: str, number: int) -> Row[Any]:
+    """Lease one slot of a task to a person, and draw the order in which they see the completions."""
+    task = connection.execute(select(tasks).where(tasks.c.id == task_id)).one()
     shown: list[str] = json.loads(task.completion_ids)
     # Drawn anew for each person and written down: the page shows this order each time.
     random.SystemRandom().shuffle(shown)
@@ -105,7 +110,7 @@ def take_slot(connection: Connection, project: Project, person_id: str, pools: S
     ).one()
     connection.execute(
         update(slots)
-        .where(slots.c.task_id == found.task_id, slots.c.number == found.number)
+        .where(slots.c.task_id == task_id, slots.c.number == number)
         .values(state="leased", lease_id=row.id, expires_at=now + project.config.lease_minutes * 60)
     )
     return row

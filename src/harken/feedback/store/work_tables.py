@@ -16,6 +16,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    false,
     text,
 )
 
@@ -32,6 +33,8 @@ people = Table(
     Column("password_hash", String, nullable=False, info=SECRET),
     Column("created_at", Float, nullable=False),
     Column("disabled_at", Float),
+    # An account of programs: nobody logs in to it, and it is no owner who could let others in.
+    Column("is_service", Boolean, nullable=False, server_default=false()),
     CheckConstraint("role IN ('owner', 'reviewer', 'annotator')", name="role"),
 )
 
@@ -85,6 +88,8 @@ members = Table(
     Column("pools", Text, nullable=False),
     Column("max_tasks", Integer),
     Column("max_tasks_a_day", Integer),
+    # Let in by the owner, whatever they answered to qualification tasks.
+    Column("is_qualified", Boolean, nullable=False, server_default=false()),
 )
 
 tasks = Table(
@@ -99,6 +104,7 @@ tasks = Table(
     Column("pool", String, nullable=False),
     Column("tags", Text, nullable=False),
     Column("gold", Text),
+    Column("qualifies", Boolean, nullable=False, server_default=false()),
     Column("selection_probability", Float),
     Column("created_at", Float, nullable=False),
     UniqueConstraint("project_id", "position"),
@@ -119,6 +125,8 @@ leases = Table(
     # The judgment that counts: a revised answer replaces it here, both stay in `judgments`.
     Column("judgment_id", String, ForeignKey("judgments.id")),
     Column("skipped", Boolean, nullable=False),
+    # Of tasks with a right answer, what the person said first: a changed answer would let them try until it fits.
+    Column("is_right", Boolean),
     Column("draft", Text),
     # Nobody gets the same task twice, whatever else goes wrong.
     UniqueConstraint("task_id", "person_id"),

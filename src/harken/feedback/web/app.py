@@ -1,12 +1,12 @@
 """The app: routes, what errors look like, start and end."""
 
 import dataclasses
-import os
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from urllib.parse import quote
 
 from fastapi import Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, RedirectResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
@@ -15,12 +15,19 @@ from starlette.types import ASGIApp
 from harken.errors import HarkenError, StorageError, UsageError
 from harken.feedback.live import ChatRoom
 from harken.feedback.store import AnsweredOtherwise, NoTask, WrongLease
-from harken.feedback.web import account_pages, chat_pages, manage_pages, rights_pages, work_pages
-from harken.feedback.web.security import ConsentNeeded, Forbidden, LoginNeeded, Shell, TooOften, guard
-from harken.feedback.web.site import STATIC, Site, UiConfig, open_site
-
-CONFIG_VARIABLE = "HARKEN_UI_CONFIG"
-"""Carries the settings to server processes, as JSON."""
+from harken.feedback.web import (
+    account_pages,
+    api,
+    chat_pages,
+    connect_pages,
+    figures,
+    manage_pages,
+    rights_pages,
+    work_pages,
+)
+from harken.feedback.web.deliver import Courier
+from harken.feedback.web.security import ConsentNeeded, Forbidden, LoginNeeded, Shell, TooOften, guard, is_api
+from harken.feedback.web.site import STATIC, Measure, Site, UiConfig, open_site
 
 
 def make_app(site: Site) -> FastAPI:
@@ -29,9 +36,13 @@ def make_app(site: Site) -> FastAPI:
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncGenerator[None]:
         del app
+        courier = Courier(site.webhooks, site.secret, site.allowed_hosts)
+        courier.start()
         yield
         if site.chat is not None:
             site.chat.close()
+        courier.stop()
+        courier.join(timeout=2)
         site.store.close()
 
     app = FastAPI(
@@ -44,29 +55,38 @@ def make_app(site: Site) -> FastAPI:
         openapi_url=None,
     )
     app.state.site = site
-    for module in (account_pages, rights_pages, work_pages, manage_pages, *([chat_pages] if site.chat else [])):
-        app.include_router(module.router)
+    pages = [account_pages, rights_pages, work_pages, manage_pages, figures, connect_pages]
+    for module in (*pages, *([chat_pages] if site.chat else [])):
+        app.include_router(module.router, include_in_schema=False)
+    app.include_router(api.schema_router)
+    app.include_router(api.router)
+    app.openapi = api.describe
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     app.add_exception_handler(HarkenError, _explain)
     app.add_exception_handler(HTTPException, _explain)
+    app.add_exception_handler(RequestValidationError, _explain)
     return app
 
 
-def serve_app(config: UiConfig, chat: ChatRoom | None = None) -> ASGIApp:
-    """Open a store and return what a server runs, with two models to talk with if there are any."""
+def serve_app(config: UiConfig, measure: Measure, chat: ChatRoom | None = None) -> ASGIApp:
+    """Open a store and return what a server runs.
+
+    Args:
+        config: what `harken ui` was told.
+        measure: makes the statistics of the dashboards.
+        chat: two models to talk with, if there are any.
+    """
     # Around the whole app: a middleware would miss the answers to errors that nobody foresaw.
-    return Shell(make_app(dataclasses.replace(open_site(config), chat=chat)))
-
-
-def app_from_environment() -> ASGIApp:
-    """Return the app whose settings `harken ui` left for its server processes."""
-    return serve_app(UiConfig.model_validate_json(os.environ[CONFIG_VARIABLE]))
+    return Shell(make_app(dataclasses.replace(open_site(config, measure), chat=chat)))
 
 
 def _explain(request: Request, error: Exception) -> Response:
     """Answer a request that went wrong: a page for people, JSON for scripts."""
-    status, title, text = _status(error)
-    wants_json = "text/html" not in request.headers.get("accept", "text/html")
+    if isinstance(error, RequestValidationError):
+        status, title, text = 422, "This could not be done", "Something in the address is not as expected."
+    else:
+        status, title, text = _status(error)
+    wants_json = is_api(request) or "text/html" not in request.headers.get("accept", "text/html")
     if isinstance(error, LoginNeeded) and request.method == "GET" and not wants_json:
         return RedirectResponse(f"/login?next={quote(request.url.path, safe='/')}", status_code=303)
     if isinstance(error, ConsentNeeded) and not wants_json:
@@ -74,12 +94,25 @@ def _explain(request: Request, error: Exception) -> Response:
         after = request.url.path if request.method == "GET" else "/"
         return RedirectResponse(f"/consent?next={quote(after, safe='/')}", status_code=303)
     headers = {"retry-after": str(int(error.retry_s) + 1)} if isinstance(error, TooOften) else {}
+    if is_api(request):
+        text = text if status >= 500 else _for_programs(error)
+        if status == 401:
+            headers["www-authenticate"] = "Bearer"
     if wants_json:
         return JSONResponse({"error": text}, status_code=status, headers=headers)
     site: Site = request.app.state.site
     response = site.page(request, "message.html.jinja", status, title=title, text=text, back="/")
     response.headers.update(headers)
     return response
+
+
+def _for_programs(error: Exception) -> str:
+    """Return what a program is told where a page would speak of the page."""
+    if isinstance(error, RequestValidationError):
+        problem = error.errors()[0]
+        place = ".".join(str(part) for part in problem["loc"])
+        return f"{place}: {problem['msg']}"
+    return f"{error.detail if isinstance(error, HTTPException) else error}"
 
 
 def _status(error: Exception) -> tuple[int, str, str]:

@@ -152,7 +152,9 @@ def set_member(request: Request, site: SiteDep, form: FormDep, owner: OwnerDep, 
     if person_id not in {one.id for one in site.accounts.everyone()}:
         return _project(request, site, project_id, problem="Choose a person.")
     pools = tuple(name.strip() for name in text_of(form, "pools").split(",") if name.strip())
-    site.projects.set_member(project_id, Member(person_id=person_id, pools=pools, **limits), owner)
+    site.projects.set_member(
+        project_id, Member(person_id=person_id, pools=pools, is_qualified="is_qualified" in form, **limits), owner
+    )
     return RedirectResponse(f"/manage/projects/{project_id}", status_code=303)
 
 

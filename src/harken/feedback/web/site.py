@@ -3,6 +3,8 @@
 import hashlib
 import hmac
 import secrets
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -16,9 +18,12 @@ from harken.artifacts import write_private
 from harken.config.base import Config
 from harken.errors import DataError, UsageError
 from harken.feedback.live import ChatRoom
-from harken.feedback.store import Accounts, FeedbackStore, Leases, Projects
+from harken.feedback.store import Accounts, FeedbackStore, Leases, Projects, Tokens, Webhooks
 from harken.feedback.store.accounts import SESSION_MAX_S
+from harken.feedback.store.figures import Figures
+from harken.feedback.store.streams import Streams
 from harken.feedback.web.render import plain, rich
+from harken.records import Completion, Judgment
 
 STATIC = Path(__file__).parent / "static"
 _SECRET_BYTES = 32
@@ -33,6 +38,13 @@ class UiConfig(Config):
     """The address people type, such as https://label.example.org."""
     secret_file: Path
     """File with the app's secret, readable by its owner only."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Hosts in private networks, or without TLS, that webhooks may go to."""
+
+
+Measure = Callable[[Sequence[Judgment], Sequence[Completion]], dict[str, Any]]
+"""Makes statistics of judgments and what was shown in them, as JSON-able values. The app is given it: statistics are
+other packages' business."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +55,12 @@ class Site:
     accounts: Accounts
     projects: Projects
     leases: Leases
+    figures: Figures
+    streams: Streams
+    tokens: Tokens
+    webhooks: Webhooks
+    measure: Measure
+    allowed_hosts: tuple[str, ...]
     secret: bytes
     address: str
     templates: Environment
@@ -89,7 +107,7 @@ class Site:
         )
 
 
-def open_site(config: UiConfig) -> Site:
+def open_site(config: UiConfig, measure: Measure) -> Site:
     """Open the store and read the secret, which is made first if it is not there.
 
     Raises:
@@ -106,16 +124,27 @@ def open_site(config: UiConfig) -> Site:
         lstrip_blocks=True,
     )
     # Jinja gives no type for its filters.
-    cast("dict[str, Any]", templates.filters).update(plain=plain, rich=rich)  # pyright: ignore[reportUnknownMemberType]
+    cast("dict[str, Any]", templates.filters).update(plain=plain, rich=rich, day=_day)  # pyright: ignore[reportUnknownMemberType]
     return Site(
         store=store,
         accounts=Accounts(store.database),
         projects=Projects(store.database),
         leases=Leases(store.database),
+        figures=Figures(store.database),
+        streams=Streams(store.database),
+        tokens=Tokens(store.database),
+        webhooks=Webhooks(store.database),
+        measure=measure,
+        allowed_hosts=config.allowed_hosts,
         secret=secret,
         address=config.address,
         templates=templates,
     )
+
+
+def _day(seconds: float) -> str:
+    """Return the day of a time in seconds since 1970, in UTC."""
+    return time.strftime("%Y-%m-%d", time.gmtime(seconds))
 
 
 def read_secret(path: Path) -> bytes:

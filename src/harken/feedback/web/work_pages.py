@@ -29,6 +29,7 @@ WHY_NO_TASK = {
     "members": "Only members can work on this project. Ask its owner to add you.",
     "limit": "You have done as many tasks as one person may do here. Thank you!",
     "day": "You have done as many tasks as one person may do in a day. Come back tomorrow.",
+    "unqualified": "This project is for people who answer its first tasks as expected. Ask its owner about yours.",
     "empty": "There is nothing to do for you at the moment. Thank you for what you did!",
 }
 _DRAFT = TypeAdapter(dict[str, str])
@@ -118,14 +119,19 @@ def submit(request: Request, site: SiteDep, form: FormDep, person: Worker, lease
     lease = site.leases.get(lease_id, person.id)
     fields = texts_of(form)
     try:
-        given = _given(lease, form, fields)
+        given = given_of(lease, form, fields)
     except BadForm as error:
         return _show(request, site, lease, fields, problem=f"{error}", status=422)
     site.leases.submit(lease_id, person.id, given)
     return _go_on(site, person.id, lease.project.id, lease_id)
 
 
-def _given(lease: Lease, form: FormData, fields: dict[str, str]) -> Given:
+def given_of(lease: Lease, form: FormData, fields: dict[str, str]) -> Given:
+    """Return what a form gives to a task.
+
+    Raises:
+        BadForm: the form is not complete, or a text is too long.
+    """
     config = lease.project.config
     answer = make_answer(config.task, fields, lease.completions, lease.prompt)
     rationale = text_of(form, "rationale").replace("\r\n", "\n").strip()
