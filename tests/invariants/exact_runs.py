@@ -77,17 +77,17 @@ KIN = {
     "ppo": Kin(60),
     "rloo": Kin(120, {"advantage": RlooConfig(), "loss": ReinforceLossConfig(), "epochs": 1}),
     "dr-grpo": Kin(60, {"advantage": MEAN, "loss": PpoLossConfig(aggregation="constant")}),
-    "reinforce-pp": Kin(160, {"advantage": ReinforceConfig()}),
-    "remax": Kin(200, {"advantage": RemaxConfig(), "loss": ReinforceLossConfig(), "epochs": 1}),
+    "reinforce-pp": Kin(300, {"advantage": ReinforceConfig(), "epochs": 1}),
+    "remax": Kin(300, {"advantage": RemaxConfig(), "loss": ReinforceLossConfig(), "epochs": 1}),
 }
 """With the KL in the reward all end at the optimum."""
 
 KL_LOSSES = {
-    "mean-k2": Kin(150, {"advantage": MEAN, "epochs": 1}, estimator="k2"),
-    "mean-k3": Kin(150, {"advantage": MEAN, "epochs": 1}, estimator="k3"),
-    "mean-full": Kin(150, {"advantage": MEAN, "epochs": 1}, estimator="full"),
+    "mean-k2": Kin(300, {"advantage": MEAN, "epochs": 1}, estimator="k2"),
+    "mean-k3": Kin(300, {"advantage": MEAN, "epochs": 1}, estimator="k3"),
+    "mean-full": Kin(300, {"advantage": MEAN, "epochs": 1}, estimator="full"),
     "grpo": Kin(
-        150,
+        300,
         {"advantage": GroupConfig(), "epochs": 1, "loss": PpoLossConfig(aggregation="sequence_mean")},
         estimator="k3",
     ),

@@ -20,9 +20,10 @@ from harken.lm.trunk import Trunk
 PROBE_TOKENS = 24
 """Random tokens that model and copy read; a folder's weights are compared besides, all of them."""
 
-TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25}
-"""Largest difference of a probe token's log-probability, nats: merging rounds each weight once to its type. A wrong
-adapter, layer or table is off by whole nats on random tokens."""
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.5}
+"""Largest mean difference of the probe tokens' log-probabilities, nats. The weights are compared bit by bit; this finds
+what stands beside them, a wrong position table or norm, which is off by whole nats. In bf16 merging rounds weights, and
+logits of size 20 are 0.125 apart."""
 
 
 def export_role(folder: Path, trunk: Trunk, role: str | None) -> None:
@@ -113,7 +114,7 @@ def check_export(folder: Path, trunk: Trunk, role: str | None) -> None:
     ids = torch.randint(vocabulary(copy), (min(PROBE_TOKENS, trunk.context_length),), generator=generator).tolist()
     batch = pad([Tokens(ids[:1], ids[1:])], trunk.device)
     read = [completion_logprobs(*one, batch).logprobs for one in ((trunk, role), (copy, None))]
-    off = float((read[0] - read[1]).abs().max())
+    off = float((read[0] - read[1]).abs().sum() / batch.completion_mask.sum())
     if not off <= TOLERANCE[trunk.dtype]:
         raise SelfTestError(
             f"{folder}: read back, the model gives log-probabilities that differ by {off:.3g} nats from those in "
