@@ -91,7 +91,7 @@ def test_best_of_n_comes_near_to_the_frontier_with_the_kl_it_is_said_to_have() -
     for n in (2, 4, 8, 16):
         row = rows[f"best-of-{n}"]
         assert 0.8 * best_of_n_kl(n) < row["drift"] <= best_of_n_kl(n)
-        assert 0 <= row["below"] < 0.02  # measured: 0.002 to 0.013, of values that differ by 3.9
+        assert 0 <= row["below"] < 0.02  # measured: 0.001 to 0.016, of values that differ by 3.9
 
 
 @pytest.mark.parametrize("name", ["ppo", "rloo"])
