@@ -174,6 +174,25 @@ def test_every_recipe_loads_and_is_in_the_recipes_page() -> None:
         assert {recipe.stem, recipe.name} & names, f"docs/recipes.md lacks `{recipe.stem}`"
 
 
+def test_the_migration_page_names_settings_that_exist() -> None:
+    field_paths = _attribute("harken.config", "field_paths")
+    known = {path for model in _config_models().values() for path in field_paths(model)}
+    commands = {path for path, _ in _commands()}
+    wrong: list[str] = []
+    rows = re.findall(r"^\| [^|]+ \| ([^|]+) \| ([^|]*) ?\|$", _doc("migrating.md"), flags=re.MULTILINE)
+    rows = [cell for cell, _ in rows if cell not in ("here", "---")]
+    assert len(rows) > 80, f"found {len(rows)} rows: does the pattern still fit the tables?"
+    for cell in rows:
+        for span in re.findall(r"`([^`]+)`", cell):
+            name = span.split(" = ")[0]
+            is_function = name.startswith("harken.") and hasattr(_module("harken"), name.removeprefix("harken."))
+            if re.fullmatch(r"[a-z_]+(\.[a-z_]+)*", name) and name not in known and not is_function:
+                wrong.append(f"{span}: no such setting")
+            if span.startswith("harken ") and " ".join(span.split()[:2]) not in commands:
+                wrong.append(f"{span}: no such command")
+    assert not wrong, "\n".join(wrong)
+
+
 def test_links_between_documents_lead_somewhere() -> None:
     broken: list[str] = []
     for page in [*DOCS.rglob("*.md"), *ROOT.glob("*.md")]:

@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from harken.feedback.store import FeedbackStore
     from harken.generate.best_of_n import best_of_n
     from harken.generate.sampling import generate
+    from harken.lm.export import export_model
     from harken.lm.load import load_model
     from harken.lm.trunk import Trunk
     from harken.pipeline import run_recipe
@@ -98,6 +99,7 @@ _HOMES = {
     "harken.feedback.store": "FeedbackStore",
     "harken.generate.best_of_n": "best_of_n",
     "harken.generate.sampling": "generate",
+    "harken.lm.export": "export_model",
     "harken.lm.load": "load_model",
     "harken.lm.trunk": "Trunk",
     "harken.pipeline": "run_recipe",
@@ -173,6 +175,7 @@ __all__ = [
     "dpo",
     "dr_grpo",
     "evaluate",
+    "export_model",
     "generate",
     "grpo",
     "gspo",

@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 from harken.cli_bench import bench, plan
 from harken.cli_common import examples
 from harken.cli_doctor import doctor
+from harken.cli_export import export
 from harken.cli_feedback import collect_app, data_app
 from harken.cli_generate import generate
 from harken.cli_loop import demo, init, report, run
@@ -215,6 +216,12 @@ app.command(
         "    --out out/evaluate",
     )
 )(evaluate)
+app.command(
+    epilog=examples(
+        "harken export --model out/ppo/adapter --out merged",
+        "harken export --model smollm2 --out plain --dtype float32",
+    )
+)(export)
 app.command(
     epilog=examples(
         "harken ui",

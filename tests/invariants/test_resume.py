@@ -1,5 +1,6 @@
-"""N steps, a stop, and N more end in the same bytes as 2N steps without a stop."""
+"""N steps, a stop, and N more end in the same bytes as 2N steps without a stop; so does going back a checkpoint."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -161,6 +162,9 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(
     saved = material.hashes(whole / checkpoint)
     assert {file.split(".")[-1] for file in saved} == {"safetensors", "json"}
     assert saved == material.hashes(halves / checkpoint)
+    # One goes on from there, the other is rolled back to the checkpoint before.
+    shutil.rmtree(halves / checkpoint)
+    assert (halves / f"checkpoints/step-{total - 2:08d}").is_dir()
     stage(whole, QUIET)
     stage(halves, QUIET)
     assert len(material.rows(whole / "metrics.jsonl")) == total

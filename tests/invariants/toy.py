@@ -103,6 +103,16 @@ class Optimum:
         """Beta times the logarithm of the mean of exp(value / beta) under the reference."""
         return self.beta * float((self.reference + self.values / self.beta).logsumexp(0))
 
+    def frontier(self, kl: float) -> float:
+        """Return the greatest E[value] of any policy whose KL to the reference is `kl`: that of some other beta."""
+        low, high = math.log(1e-3), math.log(1e3)
+        for _ in range(100):
+            middle = (low + high) / 2
+            tilted = Optimum(self.values, self.reference, math.exp(middle)).logprobs
+            drift = float((tilted.exp() * (tilted - self.reference)).sum())
+            low, high = (middle, high) if drift > kl else (low, middle)
+        return float((Optimum(self.values, self.reference, math.exp(high)).logprobs.exp() * self.values).sum())
+
     def divergence(self, logprobs: Tensor) -> float:
         """KL(policy || optimum) in nats."""
         assert math.isclose(float(logprobs.exp().sum()), 1.0, rel_tol=1e-5), "all sequences are enumerated"

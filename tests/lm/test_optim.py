@@ -207,7 +207,7 @@ def test_the_average_is_the_mean_of_the_first_weights_and_then_moves_by_its_deca
     after_three = 0.6 * after_two + 0.4 * third  # 2/3 would be the mean; the decay is less
     expected = 0.6 * after_three + 0.4 * fourth
     assert torch.equal(parameters["a"], fourth)
-    optimizer.use_average()
+    optimizer.finish(stopped_early=True)
     assert torch.allclose(parameters["a"], expected, atol=1e-7)
     assert not torch.allclose(parameters["a"], fourth, atol=1e-3)
 
@@ -216,7 +216,7 @@ def test_without_a_decay_the_last_weights_stay() -> None:
     parameters = _parameters()
     optimizer = Optimizer(parameters, CONSTANT, 3)
     last = _steps(parameters, optimizer, 0, 3)[-1]
-    optimizer.use_average()
+    optimizer.finish(stopped_early=True)
     assert torch.equal(parameters["a"], last)
     assert not any(name.endswith("::average") for name in optimizer.state())
 
@@ -231,7 +231,7 @@ def test_an_average_goes_on_bit_for_bit_after_loading(dtype: torch.dtype) -> Non
     second.load_state(optimizer.state())
     for parameters, one in ((straight, optimizer), (resumed, second)):
         _steps(parameters, one, 3, 8)
-        one.use_average()
+        one.finish(stopped_early=True)
     assert all(torch.equal(resumed[name], straight[name]) for name in straight)
 
 
@@ -240,6 +240,6 @@ def test_averages_of_bf16_weights_are_kept_in_fp32() -> None:
     optimizer = Optimizer(parameters, AVERAGED, 3)
     _steps(parameters, optimizer, 0, 2)
     assert optimizer.state()["a::average"].dtype == torch.float32
-    optimizer.use_average()
+    optimizer.finish(stopped_early=True)
     assert parameters["a"].dtype == torch.bfloat16
     assert torch.equal(parameters["a"], optimizer.state()["a::average"].bfloat16())

@@ -11,9 +11,11 @@ import torch
 
 from harken.config import (
     ComputeConfig,
+    GaeConfig,
     GroupConfig,
     OptimizerConfig,
     PpoConfig,
+    PpoLossConfig,
     ReinforceConfig,
     RlooConfig,
     build,
@@ -22,9 +24,10 @@ from harken.config import (
     preset_names,
 )
 from harken.errors import ConfigError, UsageError
+from harken.lm.optim import Optimizer
 from harken.policy import kin
 from harken.policy.ppo import gather, prepare
-from harken.policy.rollout import POLICY, Rollout, merged, score_greedy
+from harken.policy.rollout import POLICY, Rollout, merged, score, score_greedy
 from harken.policy.targets import make_rewards, make_targets
 from harken.policy.update import update
 from harken.records import Completion, Prompt
@@ -35,9 +38,11 @@ from tests.policy.learning import constant, learn, lengths, small, start
 KIN = ["rloo", "grpo", "dr-grpo", "reinforce-pp", "remax", "gspo", "cispo", "dapo"]
 
 
-@pytest.mark.parametrize("name", KIN)
+@pytest.mark.parametrize("name", [*KIN, "reinforce-pp-baseline"])
 def test_constant_rewards_move_no_policy_and_make_no_nan(name: str, tiny_model_dir: Path) -> None:
-    config = small(name, kl={"coef": 0.0})
+    base = {"group_baseline": True} if name == "reinforce-pp-baseline" else {}
+    name = name.removesuffix("-baseline")
+    config = small(name, kl={"coef": 0.0}, **({"advantage": base} if base else {}))
     state = prepare(tiny_model_dir, constant, config)
     before = state.trunk.state(POLICY)
     state, metrics = learn(tiny_model_dir, config, constant)
@@ -75,6 +80,38 @@ def test_rows_one_by_one_give_the_gradients_of_all_at_once(name: str, tiny_model
         torch.testing.assert_close(ends[1][key] / moved, value / moved, rtol=0, atol=1e-5, msg=key)
 
 
+@pytest.mark.parametrize("name", [*KIN, "ppo"])
+def test_eight_microbatches_of_one_have_the_gradient_of_one_of_eight(
+    name: str, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # In fp64, so that nothing but the arithmetic of the parts is compared; in fp32 rounding alone is 1e-6.
+    taken: list[dict[str, torch.Tensor]] = []
+
+    def take(self: Optimizer) -> float:
+        taken.append({key: item.grad.clone() for key, item in self.parameters.items() if item.grad is not None})
+        self.clear()
+        return 0.0
+
+    monkeypatch.setattr(Optimizer, "step", take)
+    changes = {"minibatch_size": 8, "epochs": 1}
+    config = material.ppo_config(**changes) if name == "ppo" else small(name, **changes)
+    state, experience = start(tiny_model_dir, config, lengths)
+    state.trunk.model.double()
+    scores, baseline = score(experience, lengths), score_greedy(experience, lengths)
+    for size in (8192, 1):
+        compute = config.compute.model_copy(update={"microbatch_tokens": size})
+        parts = state.trunk.microbatches(experience.batch.lengths.tolist(), size)
+        assert len(parts) == (1 if size > 1 else 8)
+        update(state, experience, scores, config.model_copy(update={"compute": compute}), step=1, baseline=baseline)
+    roles = list(state.optimizers)
+    for role, one, many in zip(roles, taken[: len(roles)], taken[len(roles) :], strict=True):
+        largest = max(float(value.abs().max()) for value in one.values())
+        assert largest > 0
+        bound = 1e-9 if role == POLICY else 1e-6  # values are fp32 always
+        for key, value in one.items():
+            torch.testing.assert_close(many[key] / largest, value / largest, rtol=0, atol=bound, msg=key)
+
+
 def test_kin_without_others_to_compare_with_are_refused() -> None:
     for name in ("rloo", "grpo", "dr-grpo", "gspo", "cispo", "dapo"):
         with pytest.raises(ConfigError, match="compares the completions of a prompt, found completions_per_prompt = 1"):
@@ -109,6 +146,29 @@ def test_presets_say_what_is_published(tmp_path: Path) -> None:
     assert (openai.kl.coef, openai.sampling.temperature, openai.score.whiten_rewards) == (0.15, 0.7, True)
     assert openai.updates_per_step == 4
     assert preset("instructgpt").updates_per_step == preset("llama-2").updates_per_step == 8
+    # Rates, epochs and minibatches, rollouts, clips, gamma and lambda, KL, temperature: 2019's tasks, N+ details,
+    # InstructGPT's appendix C.4 (its actor's rate is DeepSpeed-Chat's), Llama 2's section 3.4.3.
+    published = {
+        "openai-2019": (1e-5, 1e-5, 4, 512, 512, 0.2, 0.2, 1.0, 0.95, 0.15, 0.7),
+        "n-details": (3e-6, 3e-6, 4, 512, 512, 0.2, 0.2, 1.0, 0.95, 0.05, 0.7),
+        "instructgpt": (9.65e-6, 9e-6, 1, 64, 512, 0.2, 0.2, 1.0, 0.95, 0.02, 1.0),
+        "llama-2": (1e-6, 1e-6, 1, 64, 512, 0.2, 0.2, 1.0, 0.95, 0.01, 1.0),
+    }
+    for name, expected in published.items():
+        found = preset(name)
+        assert isinstance(found.loss, PpoLossConfig)
+        assert isinstance(found.advantage, GaeConfig)
+        rates = found.policy_optimizer.learning_rate, found.critic_optimizer.learning_rate
+        sizes = found.epochs, found.minibatch_size, found.rollouts
+        factors = found.advantage.gamma, found.advantage.gae_lambda, found.kl.coef, found.sampling.temperature
+        assert (*rates, *sizes, found.loss.clip_high, found.value.clip, *factors) == expected, name
+    instruct, llama = preset("instructgpt"), preset("llama-2")
+    assert (instruct.ptx.coef, instruct.policy_optimizer.ema_decay) == (27.8, 0.992)
+    assert instruct.ptx.batch_size == 8 * instruct.minibatch_size
+    assert instruct.policy_optimizer.warmup_fraction * instruct.steps == 10
+    assert (llama.policy_optimizer.weight_decay, llama.policy_optimizer.eps) == (0.1, 1e-5)
+    groups = {"grpo": 0.04, "rloo": 0.05, "reinforce-pp": 0.01, "dapo": 0.0, "dr-grpo": 0.0, "gspo": 0.0, "cispo": 0.0}
+    assert {name: preset(name).kl.coef for name in groups} == groups
     # A file is laid over the preset, the overrides over both; another kind starts from its own defaults.
     (tmp_path / "mine.toml").write_text('steps = 3\n[advantage]\nkind = "rloo"\n[kl]\ncoef = 0.3\n')
     mine = load_preset("grpo", tmp_path / "mine.toml", ["kl.coef=0.4"])

@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from harken.artifacts import read_json
 from harken.config import FullConfig, LoraConfig, MaskConfig, Tune, VllmServerConfig
 from harken.errors import SelfTestError
 from harken.lm.batch import Tokens, pad
 from harken.lm.forward import completion_logprobs
 from harken.lm.sample import sample
-from harken.policy.nlpo import MASK, add_mask, outside_loss, renew_mask_if_due
-from harken.policy.ppo import prepare
+from harken.policy.nlpo import MASK, add_mask, outside_loss, remove_mask, renew_mask, renew_mask_if_due
+from harken.policy.ppo import ppo, prepare
 from harken.policy.rollout import POLICY, rollout, score
 from harken.policy.selftest import check_first_rollout
 from harken.policy.update import update
@@ -107,6 +108,28 @@ def test_the_mask_is_renewed_after_every_so_many_iterations(tiny_model_dir: Path
         policy, mask = trunk.state(POLICY), trunk.state(MASK)
         assert all(torch.equal(policy[name], mask[name]) for name in policy) == is_renewed
     assert all(value.grad is None for value in trunk.parameters(MASK).values())
+
+
+def test_a_renewed_mask_leaves_the_nucleus_so_the_saved_model_needs_top_p_only(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    trunk = make_trunk("llama")
+    trunk.add_role(POLICY, LoraConfig(rank=4), seed=0)
+    add_mask(trunk, POLICY, MASKED, LoraConfig(rank=4))
+    shake(trunk, POLICY, seed=1)
+    renew_mask(trunk, POLICY)
+    prompts, seeds = [[5, 6, 7], [9]], list(range(16))
+    masked = sample(trunk, POLICY, prompts, SamplingSettings(max_new_tokens=5), seeds=seeds, n=8)
+    remove_mask(trunk, POLICY, MASKED)
+    plain = sample(trunk, POLICY, prompts, SamplingSettings(max_new_tokens=5, top_p=TOP_P), seeds=seeds, n=8)
+    assert [item.token_ids for item in plain] == [item.token_ids for item in masked]
+    for one, other in zip(plain, masked, strict=True):
+        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-5)
+    # And the folder of a run says so, where transformers looks for it.
+    config = material.ppo_config(mask=MASKED)
+    folder = ppo(tiny_model_dir, material.prompts(), material.count_letter, tmp_path, config)
+    saved = read_json(folder / "generation_config.json")
+    assert (saved["do_sample"], saved["top_p"], saved.get("top_k", 0)) == (True, TOP_P, 0)
 
 
 def test_a_foreign_engine_cannot_draw_under_a_mask() -> None:

@@ -51,6 +51,9 @@ class IlqlConfig(Config):
     """Longest prompt plus completion, in tokens; longer ones are an error, never cut."""
     beta: Annotated[float, Field(ge=0)] = 1.0
     """How much Q counts when the trained model writes: it draws from pi times exp(beta Q)."""
+    head_width: Count | None = None
+    """Width of the hidden layer of the heads; none is twice the model's, as in trlX. The two Q heads that are saved
+    beside the model take 8 bytes x (width of the model + vocabulary) x this: 458 MB for smollm2, 51 MB with 128."""
     standardize_scores: bool = True
     """Move the training scores to mean 0 and spread 1."""
     loss: IlqlLossConfig = IlqlLossConfig()

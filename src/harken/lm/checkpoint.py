@@ -72,9 +72,15 @@ def load_training(folder: Path, trunk: Trunk, optimizers: dict[str, Optimizer]) 
     return read_json(folder / "state.json")
 
 
-def save_model(folder: Path, trunk: Trunk, role: str) -> None:
-    """Write a role as a plain Hugging Face folder: adapters merged, tokenizer and chat template with it."""
+def save_model(folder: Path, trunk: Trunk, role: str | None) -> None:
+    """Write a role as a plain Hugging Face folder: adapters merged, tokenizer and chat template with it.
+
+    Its generation config names every stop token, so that other programs stop where Harken does.
+    """
     network = trunk.network(role)
+    generation: Any = network.generation_config
+    if generation is not None:
+        generation.eos_token_id = sorted(trunk.chat.stop_ids)
     with _write_errors(folder):
         network.save_pretrained(folder, state_dict=trunk.merged_weights(role))
         trunk.chat.tokenizer.save_pretrained(folder)

@@ -90,8 +90,14 @@ class Optimizer:
         return min(decay, (self.steps - 1) / self.steps)
 
     @torch.no_grad()
-    def use_average(self) -> None:
-        """Put the average into the weights, where one is kept; for the end of a run, after the last step."""
+    def finish(self, *, stopped_early: bool = False) -> None:
+        """Put the average into the weights, where one is kept; for the end of a run, after the last step.
+
+        Args:
+            stopped_early: fewer steps than planned were right, as where PPO's KL budget was spent.
+        """
+        planned = self.steps == self.total_steps
+        assert planned or stopped_early, f"{self.steps} optimizer steps, planned {self.total_steps}"
         for name, average in self._averages.items():
             self.parameters[name].copy_(average)
 

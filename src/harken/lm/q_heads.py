@@ -21,13 +21,14 @@ HEADS_FILE, GUIDE_FILE = "q_heads.safetensors", "guide.json"
 
 
 class Head(nn.Module):
-    """States (N, H) to (N, outputs) through one hidden layer of 2 H."""
+    """States (N, H) to (N, outputs) through one hidden layer, 2 H wide unless said otherwise."""
 
-    def __init__(self, width: int, outputs: int, seed: int) -> None:
+    def __init__(self, width: int, outputs: int, seed: int, inner: int | None = None) -> None:
         """Draw the weights as N(0, 1/inputs), those of the last layer ten times smaller; biases are 0."""
         super().__init__()
-        self.inner = nn.Linear(width, 2 * width, dtype=torch.float32)
-        self.outer = nn.Linear(2 * width, outputs, dtype=torch.float32)
+        inner = inner or 2 * width
+        self.inner = nn.Linear(width, inner, dtype=torch.float32)
+        self.outer = nn.Linear(inner, outputs, dtype=torch.float32)
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for layer, scale in ((self.inner, 1.0), (self.outer, 0.1)):
@@ -48,11 +49,11 @@ class Head(nn.Module):
 class QHeads(nn.Module):
     """Two heads for Q, each with one output a token; the least of both counts, since one alone overestimates."""
 
-    def __init__(self, width: int, vocab_size: int, seed: int) -> None:
+    def __init__(self, width: int, vocab_size: int, seed: int, inner: int | None = None) -> None:
         """Make two heads with different weights."""
         super().__init__()
-        self.first = Head(width, vocab_size, derive_seed(seed, "first"))
-        self.second = Head(width, vocab_size, derive_seed(seed, "second"))
+        self.first = Head(width, vocab_size, derive_seed(seed, "first"), inner)
+        self.second = Head(width, vocab_size, derive_seed(seed, "second"), inner)
 
     @property
     def both(self) -> tuple[Head, Head]:
@@ -73,11 +74,11 @@ class QHeads(nn.Module):
 class ValueHeads(nn.Module):
     """Q and V on one model's states."""
 
-    def __init__(self, width: int, vocab_size: int, seed: int) -> None:
+    def __init__(self, width: int, vocab_size: int, seed: int, inner: int | None = None) -> None:
         """Make the heads."""
         super().__init__()
-        self.q = QHeads(width, vocab_size, derive_seed(seed, "q"))
-        self.v = Head(width, 1, derive_seed(seed, "v"))
+        self.q = QHeads(width, vocab_size, derive_seed(seed, "q"), inner)
+        self.v = Head(width, 1, derive_seed(seed, "v"), inner)
 
 
 def at_completions(head: Head, hidden_BSH: Tensor, ids_BS: Tensor, completion_mask_BS: Tensor) -> Tensor:
@@ -149,10 +150,11 @@ def read_guide(trunk: Trunk, model: str | Path, beta: float | None) -> str | Non
         if beta is not None:
             raise UsageError(f"guidance = {beta:g}: {model} holds no Q heads; train them with `harken ilql`")
         return None
-    heads = QHeads(trunk.hidden_size, vocabulary(trunk), seed=0)
+    tensors = load_tensors(path)
     try:
-        heads.load_state_dict(load_tensors(path))
-    except RuntimeError as error:
+        heads = QHeads(trunk.hidden_size, vocabulary(trunk), seed=0, inner=len(tensors["first.inner.bias"]))
+        heads.load_state_dict(tensors)
+    except (RuntimeError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise DataError(f"{path}: does not fit the model beside it: {reason}; take both from one run") from error
     heads.to(trunk.device).requires_grad_(requires_grad=False)

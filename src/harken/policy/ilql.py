@@ -19,7 +19,8 @@ from harken.core.logprobs import LogitsFn, token_logprobs
 from harken.core.masking import last_true_index
 from harken.errors import DataError
 from harken.lm.batch import Batch, Tokens, pad, shuffled_batches
-from harken.lm.checkpoint import load_tensors, load_training, save_adapter, save_model, save_tensors, save_training
+from harken.lm.checkpoint import load_tensors, load_training, save_adapter, save_tensors, save_training
+from harken.lm.export import export_role
 from harken.lm.load import load_model, with_settled_dtype
 from harken.lm.optim import Optimizer
 from harken.lm.q_heads import QHeads, ValueHeads, at_completions, frozen_copy, save_guide, vocabulary
@@ -117,7 +118,7 @@ def ilql(
         if (step + 1) % config.save_every == 0 and step + 1 < steps:
             run.save_checkpoint(step + 1, save)
     for optimizer in state.optimizers.values():
-        optimizer.use_average()
+        optimizer.finish()
     write_json(out / "evaluation.json", examine(state, measured, config))
     folder = save_guided(out, state, run, str(model), config.beta)
     run.finish({"completions": len(train), "optimizer_steps": steps})
@@ -136,7 +137,8 @@ def prepare(model: str | Path, config: IlqlConfig, steps: int, reporter: Reporte
     trunk = Trunk(load_model(model, compute=config.compute, chat=config.chat, notify=reporter.say))
     trunk.add_role(POLICY, config.tune, seed=derive_seed(config.seed, POLICY))
     check_output_layer(trunk)
-    heads = ValueHeads(trunk.hidden_size, vocabulary(trunk), derive_seed(config.seed, HEADS)).to(trunk.device)
+    seed, width = derive_seed(config.seed, HEADS), config.head_width
+    heads = ValueHeads(trunk.hidden_size, vocabulary(trunk), seed, width).to(trunk.device)
     targets = frozen_copy(heads.q)
     trunk.roles[HEADS], trunk.roles[TARGETS] = Role(head=heads), Role(head=targets)
     optimizers = {
@@ -235,7 +237,7 @@ def examine(state: IlqlState, measured: Scored, config: IlqlConfig) -> dict[str,
 
 def save_guided(out: Path, state: IlqlState, run: Run, base: str, beta: float) -> Path:
     """Write `out/model` (plain, merged, with the target heads beside it) and `out/adapter`; return the former."""
-    save_model(out / "model", state.trunk, POLICY)
+    export_role(out / "model", state.trunk, POLICY)
     save_guide(out / "model", state.targets, beta)
     write_folder_manifest(out / "model", "model", parents=run.inputs)
     if state.trunk.roles[POLICY].lora is not None:

@@ -9,6 +9,7 @@ when the copy is renewed, and in the saved model, which has no mask; so one more
 """
 
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -64,6 +65,19 @@ def renew_mask_if_due(trunk: Trunk, policy: str, mask: MaskConfig | None, step: 
     """Renew the mask after every `refresh_every` iterations; `step` counts those that are done."""
     if mask is not None and step % mask.refresh_every == 0:
         renew_mask(trunk, policy)
+
+
+def remove_mask(trunk: Trunk, policy: str, mask: MaskConfig | None) -> None:
+    """Turn the masked policy into a plain one that writes as it would once the mask is renewed; for the end of a run.
+
+    A mask that equals the policy leaves it the tokens of its own nucleus. So what has to be known beside the weights is
+    `top_p` alone, and it goes into the generation config that is saved with them.
+    """
+    if mask is None:
+        return
+    trunk.roles[policy].mask = None
+    generation: Any = trunk.network(policy).generation_config
+    generation.do_sample, generation.top_p, generation.top_k = True, mask.top_p, 0
 
 
 def save_mask(folder: Path, trunk: Trunk) -> None:

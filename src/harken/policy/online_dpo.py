@@ -132,7 +132,7 @@ def online_dpo(
             state.trunk.load_state(REFERENCE, state.trunk.state(ROLE))
         if (step + 1) % config.save_every == 0:
             run.save_checkpoint(step + 1, lambda folder: save_step(folder, state))
-    state.optimizer.use_average()
+    state.optimizer.finish()
     folder = save_policy(out, state.trunk, run, str(model))
     run.finish({"episodes": config.steps * config.prompts_per_step * config.completions_per_prompt})
     return folder

@@ -21,7 +21,7 @@ from harken.lm.optim import Optimizer
 from harken.lm.samplers import open_sampler
 from harken.lm.speed import Meter
 from harken.lm.trunk import Trunk
-from harken.policy.nlpo import add_mask, load_mask, renew_mask_if_due, save_mask
+from harken.policy.nlpo import add_mask, load_mask, remove_mask, renew_mask_if_due, save_mask
 from harken.policy.ptx import PtxMix
 from harken.policy.rollout import CRITIC, POLICY, Rollout, draw_prompts, merged, rollout, score, score_greedy
 from harken.policy.selftest import check_first_rollout, check_output_layer
@@ -97,7 +97,9 @@ def ppo(
         if (step + 1) % config.save_every == 0:
             save_step(run, state, step + 1)
         done = step + 1
-    state.optimizers[POLICY].use_average()
+    # Epochs may end early; what was planned is asserted in each update.
+    state.optimizers[POLICY].finish(stopped_early=True)
+    remove_mask(trunk, POLICY, config.mask)
     folder = save_policy(out, trunk, run, str(model))
     run.finish({"iterations": done, "episodes": done * config.rollouts})
     return folder

@@ -129,7 +129,7 @@ def dpo(
         run.log(step + 1, {**metrics, **timer.rates(), **meter.figures(timer, {"train": flops})})
         if (step + 1) % config.save_every == 0 and step + 1 < len(batches):
             run.save_checkpoint(step + 1, lambda folder: save_training(folder, trunk, {ROLE: optimizer}, {}))
-    optimizer.use_average()
+    optimizer.finish()
     info = go_back_to_best(run, trunk, reporter) if config.keep_best and measured.groups else {}
     write_json(out / "evaluation.json", examine(trunk, measured, config))
     folder = save_policy(out, trunk, run, str(model))

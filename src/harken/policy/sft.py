@@ -11,7 +11,8 @@ from harken.config import IlqlConfig, SftConfig
 from harken.core.sft_loss import completion_nll
 from harken.errors import DataError, SelfTestError
 from harken.lm.batch import PACKED_ROW, Batch, Tokens, pack, pad, shuffled_batches
-from harken.lm.checkpoint import load_training, save_adapter, save_model, save_training
+from harken.lm.checkpoint import load_training, save_adapter, save_training
+from harken.lm.export import export_role
 from harken.lm.forward import completion_logprobs
 from harken.lm.load import load_model, with_settled_dtype
 from harken.lm.optim import Optimizer
@@ -77,7 +78,7 @@ def sft(
         timer.measure("train", num_tokens)
         flops = meter.training(num_tokens, len(batch), sum(len(item.completion) for item in batch))
         if step == len(batches) - 1:
-            optimizer.use_average()
+            optimizer.finish()
         if heldout and step in (0, len(batches) - 1):
             metrics["heldout_loss"] = mean_loss(trunk, heldout, config)
         run.log(step + 1, {**metrics, **timer.rates(), **meter.figures(timer, {"train": flops})})
@@ -89,8 +90,8 @@ def sft(
 
 
 def save_policy(out: Path, trunk: Trunk, run: Run, base: str) -> Path:
-    """Write `out/model` (plain, merged), and `out/adapter` where there is one; return the former."""
-    save_model(out / "model", trunk, ROLE)
+    """Write `out/model` (plain, merged, read back), and `out/adapter` where there is one; return the former."""
+    export_role(out / "model", trunk, ROLE)
     write_folder_manifest(out / "model", "model", parents=run.inputs)
     if trunk.roles[ROLE].lora is not None:
         save_adapter(out / "adapter", trunk, ROLE, base)

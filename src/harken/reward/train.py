@@ -102,7 +102,7 @@ def train_reward(
         run.log(step + 1, {**metrics, **timer.rates(), **meter.figures(timer, {"train": flops})})
         if (step + 1) % config.save_every == 0 and step + 1 < len(batches):
             run.save_checkpoint(step + 1, lambda folder: save_training(folder, trunk, {ROLE: optimizer}, {}))
-    optimizer.use_average()
+    optimizer.finish()
     num_samples = normalize(reward, list(prompts) or unique_prompts(pairs), config)
     evaluation: dict[str, Any] = examine(reward, heldout, heldout_encoded) if heldout else {"num_pairs": 0}
     own = trunk.roles[ROLE]
