@@ -18,6 +18,7 @@ _CONTEXT: dict[str, Any] = {
     "data": {"@id": "cr:data", "@type": "@json"},
     "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
     "dct": "http://purl.org/dc/terms/",
+    "equivalentProperty": "cr:equivalentProperty",
     "examples": {"@id": "cr:examples", "@type": "@json"},
     "extract": "cr:extract",
     "field": "cr:field",
@@ -37,6 +38,7 @@ _CONTEXT: dict[str, Any] = {
     "regex": "cr:regex",
     "repeated": "cr:repeated",
     "replace": "cr:replace",
+    "samplingRate": "cr:samplingRate",
     "sc": "https://schema.org/",
     "separator": "cr:separator",
     "source": "cr:source",
@@ -137,6 +139,11 @@ def _demographics(sheet: Datasheet) -> list[str]:
                 f"withheld (fewer than {table.k} people, or needed to protect those): {len(table.withheld)} groups"
             )
         lines.append(f"{table.attribute}: {', '.join(told)}")
+        if release.agreement is not None and release.agreement.within is not None:
+            lines.append(
+                f"{table.attribute}: agreement within groups {release.agreement.within}%, "
+                f"between groups {release.agreement.between}%, p = {release.agreement.p} (permutation test)"
+            )
     return lines
 
 
