@@ -185,9 +185,7 @@ def group_agreement(judgments: Iterable[Judgment], group_of: Mapping[str, str], 
         for name, group in found["groups"].items()
     ]
     within, between, p = (found[name] for name in ("within", "between", "p"))
-    return GroupAgreement(
-        within=_percent(within), between=_percent(between), p=_rounded(p), groups=tuple(opinions)
-    )
+    return GroupAgreement(within=_percent(within), between=_percent(between), p=_rounded(p), groups=tuple(opinions))
 
 
 def _opinion(value: str, agreement: float | None, shift: Mapping[str, Any] | None) -> GroupOpinion:
