@@ -41,10 +41,14 @@ class HubServer(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    server: HubServer
+
+    @property
+    def hub(self) -> HubServer:
+        assert isinstance(self.server, HubServer)
+        return self.server
 
     def do_GET(self) -> None:
-        path, hub = self.path.partition("?")[0], self.server
+        path, hub = self.path.partition("?")[0], self.hub
         start = f"/api/datasets/{hub.name}"
         if path in (start, f"{start}/revision/main", f"{start}/revision/{COMMIT}"):
             self._json(hub.info())
@@ -63,8 +67,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
-        is_known = self.path.startswith(f"/api/datasets/{self.server.name}/paths-info/")
-        found = [one for one in self.server.listed if str(one["path"]) in body]
+        is_known = self.path.startswith(f"/api/datasets/{self.hub.name}/paths-info/")
+        found = [one for one in self.hub.listed if str(one["path"]) in body]
         self._json(found if is_known else {"error": "not found"}, 200 if is_known else 404)
 
     def _answer(self, code: int, body: bytes, kind: str = "application/json", **more: str) -> None:

@@ -1,6 +1,5 @@
 """Settings of the first stage of a recipe: which judgments, in which format."""
 
-from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import Field
@@ -33,9 +32,9 @@ class CollectConfig(Config):
     path: str = "reviews:movie"
     """A file or folder; `hub:OWNER/NAME`; or `reviews:movie`, `reviews:amazon`, `reviews:nyt`, `reviews:tweets`: real
     ratings that Harken fetches by itself."""
-    columns: Mapping[str, str] = Field(default_factory=dict[str, str])
+    columns: dict[str, str] = Field(default={})
     """Harken's name of a column to the file's, as `prompt = "question"` (`--map`)."""
-    scales: Mapping[str, tuple[float, float]] = Field(default_factory=dict[str, tuple[float, float]])
+    scales: dict[str, tuple[float, float]] = Field(default={})
     """Rating axis to the ends of its scale, for formats that do not say (`--scale`)."""
     labeling_config: str = ""
     """Label Studio: the labeling config, where it does not lie beside the file (`--labeling-config`)."""
