@@ -8,7 +8,7 @@ import numpy as np
 
 from harken.preferences.bias import benjamini_hochberg
 from harken.preferences.numeric import Floats, t_quantile
-from harken.preferences.reliability import fit_reliability
+from harken.preferences.reliability import MAX_RELIABILITY_VOTES, fit_reliability
 from harken.preferences.votes import Votes
 
 _SPREAD = 1.0
@@ -39,14 +39,15 @@ def preference_shift(
         seed: of these.
 
     Returns:
-        group -> `shift` with the ends of its 95 % interval, `p` and `q`; None where there are not two such groups.
+        group -> `shift` with the ends of its 95 % interval, `p` and `q`; None where there are not two such groups, or more
+        votes than reports fit the model to.
 
     Source: Higgins et al. 2001, doi:10.1002/sim.887 (two stages); Janssen 1997, doi:10.1016/S0167-7152(97)00043-6
     (permutations of Welch's t).
     """
     sizes = Counter(group_of[name] for name in votes.judges if name in group_of)
     shown = sorted(name for name, size in sizes.items() if size >= min_judges)
-    if len(shown) < 2:
+    if len(shown) < 2 or len(votes) > MAX_RELIABILITY_VOTES:
         return None
     fit = fit_reliability(votes, spread=_SPREAD)
     number_of = {name: number for number, name in enumerate(shown)}
@@ -56,7 +57,8 @@ def preference_shift(
     excess = fit.reliability[members] - 1
     weight = np.clip(1 - (fit.reliability_errors[members] / _SPREAD) ** 2, _LEAST_WEIGHT, 1)
     labels: Floats = (numbers[members] == np.arange(len(shown))[:, None]).astype(np.float64)
-    scale = 1 + float(excess.sum() / weight.sum())
+    # The prior of the scores decides the scale of all factors; relative to the others' mean it cancels.
+    scale = 1 + ((1 - labels) @ excess) / ((1 - labels) @ weight)
     difference, error = _contrasts(labels, excess, weight)
     rng = np.random.default_rng(seed)
     at_least = np.zeros(len(shown))
@@ -67,7 +69,8 @@ def preference_shift(
     q = benjamini_hochberg(p)
     found: dict[str, Any] = {}
     for number, name in enumerate(shown):
-        value, reach = difference[number] / scale, t_quantile(0.95, sizes[name] - 1) * error[number] / abs(scale)
+        value = difference[number] / scale[number]
+        reach = t_quantile(0.95, sizes[name] - 1) * error[number] / abs(scale[number])
         shift = {"value": float(value), "low": float(value - reach), "high": float(value + reach)}
         found[name] = {"shift": shift, "p": p[number], "q": q[number]}
     return found

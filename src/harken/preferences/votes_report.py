@@ -14,13 +14,10 @@ from harken.preferences.judges import Meetings, agreement_by_group, gold_votes, 
 from harken.preferences.numeric import Floats, kendall_tau
 from harken.preferences.outcomes import rankings
 from harken.preferences.probes import Probe, probe_report
-from harken.preferences.reliability import fit_reliability
+from harken.preferences.reliability import MAX_RELIABILITY_VOTES, fit_reliability
 from harken.preferences.subgroups import preference_shift
 from harken.preferences.votes import Votes, read_votes
 from harken.records import Completion, Judgment, RankingAnswer
-
-MAX_RELIABILITY_VOTES = 200_000
-"""Votes up to which the report fits the model of judges' reliability."""
 
 
 def votes_report(
@@ -85,7 +82,7 @@ SIDES = {"shown first": 1, "tie": 0, "shown second": -1}
 def _groups(votes: Votes, met: Meetings, group_of: Mapping[str, str], seed: int) -> dict[str, Any]:
     """Return agreement within and between groups, and how their preferences differ."""
     found = agreement_by_group(met, group_of, votes.judges, seed=seed)
-    return found | {"shift": preference_shift(votes, group_of) if len(votes) <= MAX_RELIABILITY_VOTES else None}
+    return found | {"shift": preference_shift(votes, group_of)}
 
 
 class _Seen:

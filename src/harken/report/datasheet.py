@@ -106,8 +106,8 @@ def group_lines(release: Release) -> Iterator[str]:
         line = f"{group.value}: among themselves they {among}"
         if group.shift is not None:
             line += (
-                f"; they weigh the differences between completions by {group.shift:+.2f} of the common measure "
-                f"more or less than the others (95% interval {group.low:+.2f} to {group.high:+.2f}, {_p(group.q, 'q')})"
+                f"; they weigh the differences between completions {1 + group.shift:.2f} times as much as the "
+                f"others (95% interval {1 + (group.low or 0):.2f} to {1 + (group.high or 0):.2f}, {_p(group.q, 'q')})"
             )
         yield f"{line}."
 
