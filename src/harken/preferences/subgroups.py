@@ -39,8 +39,8 @@ def preference_shift(
         seed: of these.
 
     Returns:
-        group -> `shift` with the ends of its 95 % interval, `p` and `q`; None where there are not two such groups, or more
-        votes than reports fit the model to.
+        group -> `shift` with the ends of its 95 % interval, `p` and `q`; None where there are not two such groups, or
+        more votes than reports fit the model to.
 
     Source: Higgins et al. 2001, doi:10.1002/sim.887 (two stages); Janssen 1997, doi:10.1016/S0167-7152(97)00043-6
     (permutations of Welch's t).
