@@ -22,9 +22,9 @@ def _crowd(seed: int, *, few: float, num_pairs: int = 250) -> Crowd:
 def test_a_group_of_another_taste_is_found_and_measured(few: float, seed: int) -> None:
     found = preference_shift(_crowd(seed, few=few).votes, GROUP_OF)
     assert found is not None
-    # The others' factors have mean 1. Two standard errors: 7 judges spread by 0.3, and what is known of each.
+    # The others' factors have mean 1.
     shift = found["few"]["shift"]
-    assert shift["value"] == pytest.approx(few - 1, abs=0.4)
+    assert shift["value"] == pytest.approx(few - 1, abs=0.4)  # two standard errors: 7 judges spread by 0.3
     assert shift["high"] < 0
     assert found["few"]["q"] < 0.01
 
