@@ -17,7 +17,7 @@ from harken.feedback.exchange.entry import BadRow, Row
 
 _ROWS = 1000
 """Most rows of a Parquet file in memory at once."""
-_BUDGET = 128 << 20
+_BUDGET = 64 << 20
 """Bytes that these may take, if each cell were as large as the file allows."""
 _MAX_CELL = 32 << 20
 _MAX_RATIO = 200
