@@ -122,11 +122,18 @@ def _record_set(name: str) -> dict[str, Any]:
                 "@id": f"{name}/{field}",
                 "name": f"{name}/{field}",
                 "dataType": "sc:Text",
-                "source": {"fileObject": {"@id": f"{name}.jsonl"}, "extract": {"jsonPath": f"$.{path}"}},
+                "source": _source(f"{name}.jsonl", path),
             }
             for field, path in _FIELDS[name].items()
         ],
     }
+
+
+def _source(file: str, path: str) -> dict[str, Any]:
+    """Return where a field stands: readers take the columns of JSON Lines, and what is inside one by a transform."""
+    column, _, inside = path.partition(".")
+    found: dict[str, Any] = {"fileObject": {"@id": file}, "extract": {"column": column}}
+    return found | {"transform": {"jsonPath": f"$.{inside}"}} if inside else found
 
 
 def _demographics(sheet: Datasheet) -> list[str]:
