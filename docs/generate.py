@@ -150,6 +150,9 @@ def _type(annotation: Any, metadata: list[Any], titles: dict[type[config.Config]
     if origin is tuple:
         inner, *rest = get_args(annotation)
         return f"list of {_type(inner, [], titles)}" if rest == [...] else f"{1 + len(rest)} numbers"
+    if origin is dict:
+        key, value = (_type(part, [], titles) for part in get_args(annotation))
+        return f"table of {key} to {value}"
     if annotation in titles:
         return f"[{titles[annotation].strip('`')}](#{_anchor(titles[annotation])})"
     names = {int: "whole number", float: "number", bool: "`true`, `false`", str: "text"}

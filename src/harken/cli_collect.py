@@ -252,28 +252,22 @@ def agreement(
     """
     from harken.errors import DataError
     from harken.feedback.store import FeedbackStore
-    from harken.preferences.judges import gold_of_tasks
-    from harken.preferences.quality import agreement_report
-    from harken.preferences.votes_report import votes_report
+    from harken.preferences.measure import feedback_report
 
     given = _read_given(gold, groups, probes)
     with FeedbackStore.open(store, create=False) as opened:
-        kinds = set(opened.status().judgments_by_answer)
-        found: dict[str, Any] = {}
-        if "rating" in kinds:
-            found = agreement_report(opened.judgments(), opened.completions(), axis=axis)
-        given["gold"] = given["gold"] or gold_of_tasks(opened.judgments()) or None
-        if votes := votes_report(opened.judgments(), opened.completions(), **given):
-            found["votes"] = votes
-    if not found:
-        raise DataError(f"{store}: no ratings, comparisons or rankings to measure; found {', '.join(sorted(kinds))}")
+        kinds = opened.status().judgments_by_answer
+        try:
+            found = feedback_report(opened.judgments, opened.completions, kinds, axis=axis, **given)
+        except DataError as error:
+            raise DataError(f"{store}: {error}") from error
     if as_json:
         show_json(found)
         return
     if "axis" in found:
         show(_agreement_table(found))
-    if votes:
-        show(votes_text(votes))
+    if "votes" in found:
+        show(votes_text(found["votes"]))
 
 
 def _read_given(gold: Path | None, groups: Path | None, probes: Path | None) -> dict[str, Any]:

@@ -83,6 +83,11 @@ def _groups(found: Mapping[str, Any]) -> list[list[str]]:
     ]
     rows += [["within groups", "", _number(found["within"])], ["between groups", "", _number(found["between"])]]
     rows += [["permutation test of the difference", "", f"p = {_p(found['p'])}"]]
+    if shift := found.get("shift"):
+        rows += [
+            [f"weight of differences, {name} less others", "", f"{interval(group['shift'])}, q = {_p(group['q'])}"]
+            for name, group in shift.items()
+        ]
     if found["judges_left_out"]:
         rows += [["left out: no group, or a small one", f"{found['judges_left_out']} judges", ""]]
     return rows

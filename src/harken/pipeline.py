@@ -16,13 +16,16 @@ from typing import Any, TypeVar
 from harken.artifacts import HARKEN_VERSION, read_json, read_records, write_json
 from harken.config import CollectConfig, PreferencesConfig, RecipeConfig
 from harken.evaluate.evaluate import evaluate
-from harken.feedback.exchange.find import read_feedback
+from harken.feedback.exchange.entry import Reading
+from harken.feedback.exchange.find import foreign, read_feedback
+from harken.feedback.exchange.importing import Importing
+from harken.feedback.exchange.read import open_data
 from harken.feedback.store import FeedbackStore
 from harken.policy.ppo import ppo
 from harken.policy.sft import sft
 from harken.preferences.derive import write_training_data
+from harken.preferences.measure import feedback_report
 from harken.preferences.pairs import resolve_export
-from harken.preferences.quality import agreement_report
 from harken.progress import QUIET, Reporter
 from harken.records import Demonstration, PreferencePair, Prompt
 from harken.report.html import write_report
@@ -78,14 +81,30 @@ def collect(config: CollectConfig, out: Path, reporter: Reporter = QUIET) -> Pat
     run = Run(out, "collect", config, {})
     if run.finished:
         return out / "export"
-    imported = read_feedback(config.format, config.path, reporter.say)
     with FeedbackStore.open(f"sqlite:///{out / 'feedback.db'}") as store:
-        store.add(imported.prompts, imported.completions, imported.judgments, source=imported.source)
+        notes = _import(config, store, reporter)
         store.export(out / "export")
-        report = agreement_report(store.judgments(), store.completions())
+        report = feedback_report(store.judgments, store.completions, store.status().judgments_by_answer)
     write_json(out / "agreement.json", report)
-    run.finish({"notes": list(imported.source.notes)})
+    run.finish({"notes": list(notes)})
     return out / "export"
+
+
+def _import(config: CollectConfig, store: FeedbackStore, reporter: Reporter) -> tuple[str, ...]:
+    """Add what a recipe names to a store and return what is odd in it; rows that cannot be used are counted."""
+    named = None if config.format == "auto" else config.format
+    own = foreign(config.path, named)
+    if own is not None:
+        imported = read_feedback(own, config.path, reporter.say)
+        store.add(imported.prompts, imported.completions, imported.judgments, source=imported.source)
+        return imported.source.notes
+    labeling = Path(config.labeling_config) if config.labeling_config else None
+    reading = Reading(Path(config.path), config.columns, config.scales, labeling, config.buckets)
+    importing = Importing(open_data(reading, None if named == "ratings" else named))
+    store.add_parts(importing.parts(), source=importing.source)
+    for note in importing.notes():
+        reporter.say(f"note: {note}")
+    return importing.notes()
 
 
 def prepare(config: PreferencesConfig, export: Path, out: Path) -> dict[str, Path]:
@@ -97,7 +116,8 @@ def prepare(config: PreferencesConfig, export: Path, out: Path) -> dict[str, Pat
         return files
     found = resolve_export(export, config)
     write_training_data(found.pairs, found.rated, files, config, parents=run.inputs, info=found.facts)
-    write_json(out / "summary.json", summarize(found.pairs))
+    resolved = {"votes": found.facts, "notes": list(found.notes)} if found.facts else {}
+    write_json(out / "summary.json", summarize(found.pairs) | resolved)
     run.finish()
     return files
 

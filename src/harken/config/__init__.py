@@ -1,6 +1,7 @@
 """One frozen config per stage; an unknown key is an error that names the nearest valid one."""
 
 from harken.config.base import Config, apply_overrides, build, differences, field_paths, load
+from harken.config.collect import CollectConfig
 from harken.config.disclosure import DisclosureConfig, PayConfig
 from harken.config.evaluate import BestOfConfig, EvaluateConfig, GenerateConfig
 from harken.config.ilql import IlqlConfig, IlqlLossConfig
@@ -58,12 +59,7 @@ from harken.config.preferences import (
 )
 from harken.config.presets import load_preset, preset, preset_names
 from harken.config.project import ProjectConfig, TaskConfig
-from harken.config.recipe import (
-    RECIPES,
-    CollectConfig,
-    RecipeConfig,
-    load_recipe,
-)
+from harken.config.recipe import RECIPES, RecipeConfig, load_recipe
 from harken.config.reward import RewardConfig
 from harken.config.rft import RftConfig
 from harken.config.sample import ChooseConfig, JudgeConfig, SampleConfig

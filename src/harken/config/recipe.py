@@ -1,9 +1,10 @@
 """A recipe: one turn of the loop in one TOML file."""
 
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from harken.config.base import Config, apply_overrides, build, read_toml
+from harken.config.collect import CollectConfig
 from harken.config.evaluate import EvaluateConfig
 from harken.config.ppo import PpoConfig
 from harken.config.preferences import PreferencesConfig
@@ -13,16 +14,6 @@ from harken.config.shared import ChatConfig, ComputeConfig
 from harken.errors import ConfigError
 
 RECIPES = Path(__file__).parent.parent / "recipes"
-
-
-class CollectConfig(Config):
-    """Where the judgments come from."""
-
-    format: Literal["ratings", "harken"] = "ratings"
-    """`ratings`: files of texts and people's ratings; `harken`: a folder made by `harken collect export`."""
-    path: str = "reviews:movie"
-    """A file or folder, or `reviews:movie`, `reviews:amazon`, `reviews:nyt`, `reviews:tweets`: real ratings that
-    Harken fetches by itself."""
 
 
 class RecipeConfig(Config):

@@ -23,6 +23,21 @@ def demonstrations_from(rated: Iterable[RatedCompletion]) -> list[Demonstration]
     ]
 
 
+def chosen_demonstrations(pairs: Iterable[PreferencePair]) -> list[Demonstration]:
+    """Return the better text of every pair as a demonstration, each once."""
+    found = {
+        (pair.prompt.id, pair.chosen.content): Demonstration(
+            id=content_id("chosen", pair.prompt.id, pair.chosen.content),
+            prompt=pair.prompt,
+            completion=pair.chosen,
+            source=pair.prompt.source,
+            split=pair.split,
+        )
+        for pair in pairs
+    }
+    return list(found.values())
+
+
 def beginnings(rated: Iterable[RatedCompletion], config: PreferencesConfig) -> list[tuple[Prompt, Split]]:
     """Return (prompt, split) for each distinct beginning of a text.
 
@@ -54,12 +69,19 @@ def write_training_data(
 ) -> None:
     """Write what is wanted of `pairs`, `demonstrations`, `train_prompts` and `heldout_prompts`, each to its file.
 
-    Pairs of ratings only have no `info`; of votes the manifest says how they were resolved.
+    Pairs of ratings only have no `info`; of votes the manifest says how they were resolved. Where nothing is rated, the
+    demonstrations are the chosen texts of the pairs, and the prompts theirs, whole.
     """
     prompts = beginnings(rated, config)
+    demonstrations = demonstrations_from(rated)
+    if not rated:
+        demonstrations = chosen_demonstrations(pairs)
+        # A prompt all of whose pairs are split by text (there is one prompt only) is for training.
+        whole = {pair.prompt.id: (pair.prompt, pair.split) for pair in sorted(pairs, key=lambda pair: pair.split)}
+        prompts = list(whole.values())
     records: dict[str, tuple[str, Sequence[PreferencePair] | Sequence[Demonstration] | Sequence[Prompt]]] = {
         "pairs": ("pairs", pairs),
-        "demonstrations": ("demonstrations", demonstrations_from(rated)),
+        "demonstrations": ("demonstrations", demonstrations),
         "train_prompts": ("prompts", [prompt for prompt, split in prompts if split == "train"]),
         "heldout_prompts": ("prompts", [prompt for prompt, split in prompts if split == "heldout"]),
     }

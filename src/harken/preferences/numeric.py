@@ -97,6 +97,11 @@ def normal_quantile(level: float) -> float:
     return float(_stats.norm.ppf((1 + level) / 2))
 
 
+def t_quantile(level: float, degrees: float) -> float:
+    """Return t such that Student's variable lies within +-t with probability `level`."""
+    return float(_stats.t.ppf((1 + level) / 2, degrees))
+
+
 def normal_p(z: float) -> float:
     """Return the two-sided p of a standard normal statistic."""
     return float(2 * _stats.norm.sf(abs(z)))

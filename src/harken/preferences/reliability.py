@@ -10,6 +10,9 @@ from harken.preferences.covariance import Covariance, fits_jointly
 from harken.preferences.numeric import Floats, Ints, components, count, log_sigmoid, minimize, normal_quantile, sigmoid
 from harken.preferences.votes import Votes
 
+MAX_RELIABILITY_VOTES = 200_000
+"""Votes up to which reports fit this model; larger ones take minutes."""
+
 
 @dataclass(frozen=True)
 class ReliabilityFit:

@@ -10,18 +10,16 @@ import numpy as np
 from harken.errors import DataError
 from harken.preferences.agreement import Estimate, Units, alpha_interval
 from harken.preferences.bias import length_bias, position_bias, sides_are_fair
-from harken.preferences.judges import agreement_by_group, gold_votes, judge_table, meetings
+from harken.preferences.judges import Meetings, agreement_by_group, gold_votes, judge_table, meetings
 from harken.preferences.machines import agreement_with_people
 from harken.preferences.numeric import Floats, kendall_tau
 from harken.preferences.outcomes import rankings
 from harken.preferences.probes import Probe, probe_report
-from harken.preferences.reliability import fit_reliability
+from harken.preferences.reliability import MAX_RELIABILITY_VOTES, fit_reliability
 from harken.preferences.selection import selection_report
+from harken.preferences.subgroups import preference_shift
 from harken.preferences.votes import Votes, read_votes
 from harken.records import Completion, Judgment, RankingAnswer
-
-MAX_RELIABILITY_VOTES = 200_000
-"""Votes up to which the report fits the model of judges' reliability."""
 
 
 def votes_report(
@@ -79,13 +77,19 @@ def votes_report(
         "kinds": agreement_by_group(met, seen.kinds, votes.judges, min_judges=1, permutations=200, seed=seed),
         "models": models_judged or None,
         "selection": selection_report(votes, seen.chances, models, resamples=resamples, seed=seed),
-        "groups": None if groups is None else agreement_by_group(met, groups, votes.judges, seed=seed),
+        "groups": None if groups is None else _groups(votes, met, groups, seed),
         "probes": None if probes is None else probe_report(votes, probes),
     }
 
 
 SIDES = {"shown first": 1, "tie": 0, "shown second": -1}
 """Outcome -> its sign by the order shown."""
+
+
+def _groups(votes: Votes, met: Meetings, group_of: Mapping[str, str], seed: int) -> dict[str, Any]:
+    """Return agreement within and between groups, and how their preferences differ."""
+    found = agreement_by_group(met, group_of, votes.judges, seed=seed)
+    return found | {"shift": preference_shift(votes, group_of)}
 
 
 class _Seen:

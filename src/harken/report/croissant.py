@@ -18,6 +18,7 @@ _CONTEXT: dict[str, Any] = {
     "data": {"@id": "cr:data", "@type": "@json"},
     "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
     "dct": "http://purl.org/dc/terms/",
+    "equivalentProperty": "cr:equivalentProperty",
     "examples": {"@id": "cr:examples", "@type": "@json"},
     "extract": "cr:extract",
     "field": "cr:field",
@@ -37,6 +38,7 @@ _CONTEXT: dict[str, Any] = {
     "regex": "cr:regex",
     "repeated": "cr:repeated",
     "replace": "cr:replace",
+    "samplingRate": "cr:samplingRate",
     "sc": "https://schema.org/",
     "separator": "cr:separator",
     "source": "cr:source",
@@ -120,11 +122,18 @@ def _record_set(name: str) -> dict[str, Any]:
                 "@id": f"{name}/{field}",
                 "name": f"{name}/{field}",
                 "dataType": "sc:Text",
-                "source": {"fileObject": {"@id": f"{name}.jsonl"}, "extract": {"jsonPath": f"$.{path}"}},
+                "source": _source(f"{name}.jsonl", path),
             }
             for field, path in _FIELDS[name].items()
         ],
     }
+
+
+def _source(file: str, path: str) -> dict[str, Any]:
+    """Return where a field stands: readers take the columns of JSON Lines, and what is inside one by a transform."""
+    column, _, inside = path.partition(".")
+    found: dict[str, Any] = {"fileObject": {"@id": file}, "extract": {"column": column}}
+    return found | {"transform": {"jsonPath": f"$.{inside}"}} if inside else found
 
 
 def _demographics(sheet: Datasheet) -> list[str]:
@@ -137,6 +146,11 @@ def _demographics(sheet: Datasheet) -> list[str]:
                 f"withheld (fewer than {table.k} people, or needed to protect those): {len(table.withheld)} groups"
             )
         lines.append(f"{table.attribute}: {', '.join(told)}")
+        if release.agreement is not None and release.agreement.within is not None:
+            lines.append(
+                f"{table.attribute}: agreement within groups {release.agreement.within}%, "
+                f"between groups {release.agreement.between}%, p = {release.agreement.p} (permutation test)"
+            )
     return lines
 
 

@@ -1,5 +1,6 @@
 """A datasheet as Markdown, HTML and Croissant: three files that say the same."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from harken.artifacts import read_manifest, write_json, write_text
 from harken.config import DisclosureConfig
 from harken.feedback.privacy.suppress import GroupTable
 from harken.feedback.store import FeedbackStore
+from harken.feedback.store.releases import Release
 from harken.report.croissant import croissant
 from harken.report.disclosure import Agreement, Datasheet, Share, read_datasheet
 from harken.report.numbers import moment, visible
@@ -77,12 +79,41 @@ def markdown_text(value: object) -> object:
     return line.replace("&", "&amp;").replace("<", "&lt;").replace("[", "\\[").replace("`", "'")
 
 
-def tables(sheet: Datasheet) -> list[tuple[str, GroupTable]]:
-    """Return the tables about groups with their headings."""
-    found = [(f"{one.table.attribute}, as of {one.released_at[:10]}", one.table) for one in sheet.demographics]
+def tables(sheet: Datasheet) -> list[tuple[str, GroupTable, list[str]]]:
+    """Return the tables about groups with their headings, and what is said of the groups below each."""
+    found = [
+        (f"{one.table.attribute}, as of {one.released_at[:10]}", one.table, list(group_lines(one)))
+        for one in sheet.demographics
+    ]
     if sheet.consent_versions is not None:
-        found.append(("Version of the consent text agreed to", sheet.consent_versions))
+        found.append(("Version of the consent text agreed to", sheet.consent_versions, []))
     return found
+
+
+def group_lines(release: Release) -> Iterator[str]:
+    """Yield what is told of how far the groups of an attribute agree, a sentence each."""
+    found = release.agreement
+    if found is None:
+        yield "How far these groups agree is not told: it takes two groups of enough people who compared completions."
+        return
+    if found.within is not None and found.between is not None:
+        yield (
+            f"Two people of one group agreed in {found.within}% of their votes on the same pair, of two groups in "
+            f"{found.between}%; that groups make no difference has {_p(found.p)} (permutation test)."
+        )
+    for group in found.groups:
+        among = "never met" if group.agreement is None else f"agreed in {group.agreement}%"
+        line = f"{group.value}: among themselves they {among}"
+        if group.shift is not None:
+            line += (
+                f"; they weigh the differences between completions {1 + group.shift:.2f} times as much as the "
+                f"others (95% interval {1 + (group.low or 0):.2f} to {1 + (group.high or 0):.2f}, {_p(group.q, 'q')})"
+            )
+        yield f"{line}."
+
+
+def _p(value: float | None, name: str = "p") -> str:
+    return f"no {name}" if value is None else f"{name} < 0.01" if value < 0.01 else f"{name} = {value:.2f}"
 
 
 def sections(sheet: Datasheet) -> list[tuple[str, list[Row]]]:

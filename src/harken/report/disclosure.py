@@ -2,19 +2,31 @@
 
 import statistics
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
+from typing import Any
 
 from scipy.stats import binomtest
 
 from harken.artifacts import HARKEN_VERSION
 from harken.config import DisclosureConfig
 from harken.errors import DataError
+from harken.feedback.privacy.keys import stored_demographics_key
 from harken.feedback.privacy.suppress import GroupTable
 from harken.feedback.source import LICENSE_NOTE
 from harken.feedback.store import FeedbackStore, ImportSummary
-from harken.feedback.store.releases import PublishedConsent, Release, consent_versions, release_demographics
+from harken.feedback.store.releases import (
+    GroupAgreement,
+    GroupOpinion,
+    PublishedConsent,
+    Release,
+    consent_versions,
+    release_demographics,
+)
+from harken.preferences.judges import agreement_by_group, meetings
 from harken.preferences.quality import alpha_interval
+from harken.preferences.subgroups import preference_shift
+from harken.preferences.votes import read_votes
 from harken.records import Comparison, Judgment, Rating, Record
 
 DATASHEET_SCHEMA = 1
@@ -103,7 +115,8 @@ def read_datasheet(store: FeedbackStore, about: DisclosureConfig) -> Datasheet:
     if not judgments:
         raise DataError(f"{store.name}: no judgments; there is nothing to make a datasheet of")
     with store.database.writing() as connection:
-        releases = release_demographics(connection, about.least_group)
+        key, k = stored_demographics_key(store.secrets), about.least_group
+        releases = release_demographics(connection, k, key, lambda groups: group_agreement(judgments, groups, k))
         texts, versions = consent_versions(connection, about.least_group)
     by_person = Counter(one.judge.id for one in judgments if one.judge.kind == "person")
     # Where every judgment has a judge of its own, the import did not know who is who.
@@ -150,6 +163,46 @@ def measured_pay(judgments: Iterable[Judgment], about: DisclosureConfig) -> Pay:
             f"the floor is {pay.least_per_hour:.2f}"
         )
     return Pay(median_active_s=median, num_timed=len(times), per_hour=per_hour, warning=warning)
+
+
+def group_agreement(judgments: Iterable[Judgment], group_of: Mapping[str, str], k: int) -> GroupAgreement | None:
+    """Return how far groups of judges agree on comparisons and rankings, rounded; None without two groups of k judges.
+
+    Args:
+        judgments: of anyone; those by judges of no group do not count.
+        group_of: judge -> group.
+        k: judges a group must have.
+    """
+    votes = read_votes(one for one in judgments if one.judge.id in group_of)
+    if len(votes) == 0:
+        return None
+    found = agreement_by_group(meetings(votes), group_of, votes.judges, min_judges=k)
+    if len(found["groups"]) < 2:
+        return None
+    shifts = preference_shift(votes, group_of, min_judges=k)
+    opinions = [
+        _opinion(name, group["agreement"], None if shifts is None else shifts[name])
+        for name, group in found["groups"].items()
+    ]
+    within, between, p = (found[name] for name in ("within", "between", "p"))
+    return GroupAgreement(within=_percent(within), between=_percent(between), p=_rounded(p), groups=tuple(opinions))
+
+
+def _opinion(value: str, agreement: float | None, shift: Mapping[str, Any] | None) -> GroupOpinion:
+    if shift is None:
+        return GroupOpinion(value=value, agreement=_percent(agreement))
+    ends = {"shift": shift["shift"]["value"], "low": shift["shift"]["low"], "high": shift["shift"]["high"]}
+    rounded = {name: _rounded(number) for name, number in (ends | {"q": shift["q"]}).items()}
+    return GroupOpinion(value=value, agreement=_percent(agreement), **rounded)
+
+
+def _percent(part: float | None) -> int | None:
+    return None if part is None else round(100 * part)
+
+
+def _rounded(number: float | None) -> float | None:
+    """Return a number with two digits behind the point: more would tell of single votes."""
+    return None if number is None else round(number, 2)
 
 
 def agreements(judgments: Iterable[Judgment]) -> Iterable[Agreement]:

@@ -5,9 +5,10 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from harken.artifacts import write_text
-from harken.report import sections
+from harken.report import sections, tables
 from harken.report.numbers import moment, number, plural
 from harken.report.run_folder import RunFolder, read_run
+from harken.report.votes import votes
 
 
 def write_report(run: Path, out: Path) -> None:
@@ -42,6 +43,8 @@ def render(run: RunFolder) -> str:
         headline=sections.headline(run),
         people=sections.people(run),
         agreement=sections.agreement(run),
+        votes=votes(run),
+        strengths=tables.strengths(run),
         fine_tuning=sections.fine_tuning(run),
         reward=sections.reward(run),
         ppo=sections.ppo(run),

@@ -86,6 +86,44 @@ class Agreement(Part):
     most_agreed: list[RatedText] = []
 
 
+class Position(Part):
+    """Whether the side on which a completion was shown sways votes."""
+
+    shown_first_wins: Measured = None
+    p: float | None = None
+    logits: Measured = None
+
+
+class Length(Part):
+    """Whether length sways votes."""
+
+    longer_wins: Measured = None
+
+
+class Votes(Part):
+    """`votes` of `collect/agreement.json`: comparisons and rankings, how far they agree, and what sways them."""
+
+    num_votes: int
+    num_pairs: int
+    num_judges: int
+    outcomes: dict[str, int] = {}
+    alpha_nominal: Measured = None
+    raw_agreement: float | None = None
+    kendall_tau: float | None = None
+    position: Position = Position()
+    length: Length = Length()
+
+
+class Resolved(Part):
+    """`votes` of `preferences/summary.json`: how votes became pairs."""
+
+    resolve: str
+    pairs: dict[str, int] = {}
+    side: Measured = None
+    accuracy_of_judges: dict[str, float] = {}
+    reversed_judges: int | None = None
+
+
 class PreferenceSummary(Part):
     """`preferences/summary.json`: the pairs made from the judgments."""
 
@@ -93,6 +131,8 @@ class PreferenceSummary(Part):
     heldout: int
     by_strength: dict[str, dict[str, int]] = {}
     mean_soft_label: float | None = None
+    votes: Resolved | None = None
+    notes: list[str] = []
 
 
 class Bucket(Part):
@@ -179,6 +219,7 @@ class RunFolder:
 
     info: RunInfo | None
     agreement: Agreement | None
+    votes: Votes | None
     preferences: PreferenceSummary | None
     sft: Curve
     reward_curve: Curve
@@ -208,11 +249,20 @@ class _Reader:
         self.sources[visible(name)] = hashlib.sha256(content).hexdigest()
         return content
 
-    def part(self, name: str, model: type[PartT]) -> PartT | None:
+    def part(self, name: str, model: type[PartT], *, when: str = "", inside: str = "") -> PartT | None:
+        """Return a file, if it has the key `when`, or what stands in it under the key `inside`."""
         content = self.content(name)
         if content is None:
             return None
-        return _validate(self.run / name, _parse(self.run / name, 1, content), model)
+        row = _parse(self.run / name, 1, content)
+        if isinstance(row, dict) and (when or inside):
+            if inside and inside not in row:
+                return None
+            # Without ratings the file holds the votes alone.
+            if when and when not in row and "votes" in row:
+                return None
+            row = row[inside] if inside else row
+        return _validate(self.run / name, row, model)
 
     def lines(self, name: str) -> list[tuple[int, Any]]:
         content = self.content(name)
@@ -263,7 +313,8 @@ def read_run(run: Path) -> RunFolder:
     reader = _Reader(run)
     return RunFolder(
         info=reader.part("run.json", RunInfo),
-        agreement=reader.part("collect/agreement.json", Agreement),
+        agreement=reader.part("collect/agreement.json", Agreement, when="axis"),
+        votes=reader.part("collect/agreement.json", Votes, inside="votes"),
         preferences=reader.part("preferences/summary.json", PreferenceSummary),
         sft=reader.curve("sft/metrics.jsonl"),
         reward_curve=reader.curve("reward/metrics.jsonl"),

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from harken.report import facts, plots, stage_facts, tables
+from harken.report import facts, plots, stage_facts, tables, votes
 from harken.report.facts import Fact
 from harken.report.labels import STAGES, curve_label
 from harken.report.numbers import (
@@ -49,6 +49,8 @@ def headline(run: RunFolder) -> dict[str, Any]:
     findings: list[Fact | None] = []
     if run.agreement is not None:
         findings.append(stage_facts.people(run.agreement))
+    if run.votes is not None:
+        findings.append(votes.basis(run.votes))
     if run.reward is not None:
         findings.append(stage_facts.reward_accuracy(run.reward))
     if run.evaluation is not None:

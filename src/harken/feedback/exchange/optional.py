@@ -5,6 +5,8 @@ Both packages are loaded when a file needs them: everything else works without.
 
 import datetime
 import importlib
+import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -14,7 +16,13 @@ from harken.errors import DataError
 from harken.feedback.exchange.entry import BadRow, Row
 
 _ROWS = 1000
-"""Rows of a Parquet file in memory at once."""
+"""Most rows of a Parquet file in memory at once."""
+_BUDGET = 64 << 20
+"""Bytes that these may take, if each cell were as large as the file allows."""
+_MAX_CELL = 32 << 20
+_MAX_RATIO = 200
+"""As for lines and archives, in `rows`."""
+_HUB_NAME = re.compile(r"(?:\w[\w.-]*/)?\w[\w.-]*")
 _MAX_FOOTER = 64 << 20
 """Bytes of a Parquet file's names and types; strangers' files may claim any number."""
 
@@ -32,12 +40,38 @@ def parquet_rows(path: Path) -> Iterator[tuple[int, Row | BadRow]]:
         with parquet.ParquetFile(
             path, thrift_string_size_limit=_MAX_FOOTER, thrift_container_size_limit=1_000_000
         ) as file:
-            for batch in file.iter_batches(batch_size=_ROWS):
+            for batch in file.iter_batches(batch_size=_batch_rows(path, file.metadata)):
+                if batch.nbytes > _MAX_CELL * batch.num_rows * batch.num_columns:
+                    raise DataError(f"{path}: a cell after row {number} is longer than 32 MB; expected texts")
                 for row in batch.to_pylist():
                     number += 1
                     yield number, _plain(row)
     except (arrow.ArrowException, OSError) as error:
         raise DataError(f"{path}: not a Parquet file that can be read: {error}; fetch it again") from error
+
+
+def _batch_rows(path: Path, metadata: Any) -> int:
+    """Return how many rows may be read at once.
+
+    A file of some kilobytes can hold one long text and a million references to it, or a text that packs a thousandfold.
+
+    Raises:
+        DataError: it was made to fill the memory.
+    """
+    worst = 1
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        columns = [group.column(index) for index in range(metadata.num_columns)]
+        for column in columns:
+            size = column.total_uncompressed_size
+            if size > _MAX_CELL and size > _MAX_RATIO * max(1, column.total_compressed_size):
+                raise DataError(f"{path}: unpacks to more than {_MAX_RATIO} times its size; expected data, not a bomb")
+            if size > _MAX_CELL * max(1, column.num_values):
+                raise DataError(f"{path}: cells of {column.path_in_schema} are longer than 32 MB; expected texts")
+        # A cell is at most as long as all that its column holds, and with a dictionary each cell may be the longest.
+        referred = [column.total_uncompressed_size for column in columns if column.has_dictionary_page]
+        worst = max(worst, sum(referred))
+    return max(1, min(_ROWS, _BUDGET // worst))
 
 
 def write_parquet(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
@@ -56,18 +90,32 @@ def hub_rows(name: str) -> Iterator[tuple[int, Row | BadRow]]:
     Raises:
         DataError: there is no such data set or split, or the network cannot be reached.
     """
-    datasets: Any = importlib.import_module("datasets")
     source, _, split = name.partition("#")
+    if not _HUB_NAME.fullmatch(source):
+        raise DataError(f"hub:{name}: not a name of the hub; expected hub:owner/name or hub:owner/name#split")
+    if Path(source).exists():
+        raise DataError(
+            f"hub:{name}: there is a folder {source} here, which the library would read in place of the hub; give the "
+            "path of a file in it, or start from another folder"
+        )
+    datasets: Any = importlib.import_module("datasets")
     try:
         # Data sets that bring code of their own are refused by the library.
         rows: Any = datasets.load_dataset(source, split=split or "train", streaming=True)
         for number, row in enumerate(rows, start=1):
             yield number, _plain(row)
-    except (OSError, ValueError) as error:
+    except _hub_errors(datasets) as error:
         problem = " ".join(str(error).split())[:200]
         raise DataError(
             f"hub:{name}: {problem}; expected hub:owner/name or hub:owner/name#split, and a way to reach the hub"
         ) from error
+
+
+def _hub_errors(datasets: Any) -> tuple[type[BaseException], ...]:
+    """Return what the library raises where the hub cannot be reached or has no such data."""
+    own = getattr(getattr(datasets, "exceptions", None), "DatasetsError", OSError)
+    # The library speaks HTTP by another one, whose errors it lets through.
+    return (OSError, ValueError, own, getattr(sys.modules.get("httpx"), "HTTPError", OSError))
 
 
 def _plain(value: Any) -> Any:

@@ -5,9 +5,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Literal, assert_never, get_args
+from typing import assert_never, get_args
 
 from harken.artifacts import artifact_digest
+from harken.config.collect import Format
 from harken.errors import DataError, UsageError
 from harken.feedback.exchange import (
     arena,
@@ -25,20 +26,6 @@ from harken.feedback.exchange import (
 from harken.feedback.exchange.entry import BadRow, Entry, Reading, Refusal, Row
 from harken.feedback.exchange.rows import HUB, bounded_lines, check_inside, kind_of, open_unpacked, read_rows
 
-Format = Literal[
-    "harken",
-    "hh-rlhf",
-    "trl",
-    "oasst",
-    "label-studio",
-    "argilla",
-    "arena",
-    "helpsteer",
-    "llmfao",
-    "prism",
-    "csv",
-    "lines",
-]
 FORMATS: tuple[Format, ...] = get_args(Format)
 _SNIFFED = 20
 """Rows looked at to find out the format."""

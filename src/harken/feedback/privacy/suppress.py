@@ -4,7 +4,6 @@ A count below k is withheld. Then further counts are withheld until those withhe
 and the rest. Two releases in a row differ by k people or more, so that comparing them tells nothing about one.
 """
 
-import json
 from collections.abc import Mapping
 
 from harken.errors import UsageError
@@ -89,8 +88,3 @@ def may_replace(released: Mapping[str, int], current: Mapping[str, int], k: int 
     came = [change for change in changes if change > 0]
     went = [-change for change in changes if change < 0]
     return all(not side or len(side) > 1 for side in (came, went)) and max(sum(came), sum(went)) >= k
-
-
-def to_json(counts: Mapping[str, int]) -> str:
-    """Return counts as the store keeps them."""
-    return json.dumps(dict(sorted(counts.items())), ensure_ascii=False)

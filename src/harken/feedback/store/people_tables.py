@@ -64,7 +64,7 @@ demographics = Table(
 releases = Table(
     "demographic_releases",
     metadata,
-    # What was published last, so that two releases never differ by single people.
+    # What was published last, so that two releases never differ by single people: counts and agreement, as JSON.
     Column("attribute", String, primary_key=True),
     Column("counts", Text, nullable=False),
     Column("created_at", String, nullable=False),
