@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from harken.feedback.live import ChatRoom
-
     from harken.feedback.web.site import UiConfig
     from harken.records import Completion, Judgment
 
