@@ -123,7 +123,7 @@ def test_errors_say_what_the_server_said(server: Server) -> None:
         (lambda: server.owner.progress("none"), 404, "no project"),
         (lambda: server.owner.make_project("x", {"overlap": 0}), 400, "overlap"),
         (lambda: Client(server.address, "harken_x").me(), 401, "valid token"),
-        (lambda: server.judge.hand_in("../../login", {}), 404, ""),
+        (lambda: server.judge.hand_in("../../login", {}), 404, "Not Found"),
     ):
         with pytest.raises(ApiError, match=part) as caught:
             call()
