@@ -28,6 +28,7 @@ _POOL_OVERFLOW = 30
 _LOCK_KEY = 0x6861726B656E
 """PostgreSQL's advisory lock for what only one may do at a time: making tables, big imports."""
 _WRITE = "harken_write"
+_DURABLE = "harken_durable"
 _URL_EXAMPLE = "expected sqlite:///PATH, for example sqlite:///feedback.db, or postgresql://USER@HOST/DATABASE"
 
 
@@ -70,23 +71,37 @@ class Database:
     """None where the database is PostgreSQL."""
     queue: contextlib.AbstractContextManager[object] = field(default_factory=contextlib.nullcontext, repr=False)
     """SQLite: held by the one thread of this process that writes."""
+    _under_way: threading.local = field(default_factory=threading.local, repr=False)
+    """The transaction in which this thread writes at the moment."""
 
     @contextlib.contextmanager
-    def writing(self, *, alone: bool = False) -> Generator[Connection]:
-        """Open a write transaction.
+    def writing(self, *, alone: bool = False, durable: bool = True) -> Generator[Connection]:
+        """Open a write transaction; within another one of the same thread it is part of that.
 
         Args:
             alone: wait until no other such transaction runs; for work that cannot be done side by side.
+            durable: wait until the disk has it. False for what may be lost when the power fails, such as who has which
+                task now; the end of the process alone loses nothing, and the next durable one keeps it too.
         """
+        if outer := getattr(self._under_way, "connection", None):
+            yield outer
+            return
         with (
             database_errors(self.name),
             self.queue,
-            self.engine.connect().execution_options(**{_WRITE: True}) as connection,
+            self.engine.connect().execution_options(**{_WRITE: True, _DURABLE: durable}) as connection,
             connection.begin(),
         ):
-            if alone and not self.file:
-                connection.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK_KEY})"))
-            yield connection
+            if not self.file:
+                if alone:
+                    connection.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK_KEY})"))
+                if not durable:
+                    connection.execute(text("SET LOCAL synchronous_commit TO off"))
+            self._under_way.connection = connection
+            try:
+                yield connection
+            finally:
+                self._under_way.connection = None
 
     @contextlib.contextmanager
     def reading(self) -> Generator[Connection]:
@@ -176,9 +191,16 @@ def _on_connect(connection: sqlite3.Connection, record: Any) -> None:
 
 
 def _on_begin(connection: Connection) -> None:
+    options = connection.get_execution_options()
+    driver = connection.connection.driver_connection
+    assert isinstance(driver, sqlite3.Connection)
+    if not options.get(_WRITE, False):
+        driver.execute("BEGIN").close()
+        return
+    # Under NORMAL the file is synced at checkpoints only, under FULL at each commit.
+    driver.execute(f"PRAGMA synchronous={'FULL' if options[_DURABLE] else 'NORMAL'}").close()
     # IMMEDIATE takes the write lock at once and waits for it; a later one would fail.
-    write = connection.get_execution_options().get(_WRITE, False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+    driver.execute("BEGIN IMMEDIATE").close()
 
 
 @contextlib.contextmanager

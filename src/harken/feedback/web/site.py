@@ -148,7 +148,8 @@ def check_address(address: str, *, insecure: bool) -> str:
     return f"{parts.scheme}://{parts.netloc}"
 
 
-def _site(request: Request) -> Site:
+async def _site(request: Request) -> Site:
+    # Waits for nothing: a plain function would be sent to a thread and back.
     return request.app.state.site
 
 
