@@ -55,7 +55,9 @@ class Work:
     page_s: list[float] = field(default_factory=list)
     """Seconds from asking for a page to its last byte."""
     retries: int = 0
-    """Requests sent again because the connection broke or the server asked for it."""
+    """Requests sent again because the connection broke."""
+    busy: int = 0
+    """Answers that the store could not be used, as when a database is locked for too long; those are sent again too."""
 
 
 def fill(url: str, *, num_tasks: int, overlap: int, num_people: int) -> tuple[str, list[Worker]]:
@@ -136,8 +138,9 @@ class _Client:
             except (OSError, asyncio.IncompleteReadError):
                 self.close()
             else:
-                if found[0] not in (429, 503):
+                if found[0] != 503:
                     return found
+                self._work.busy += 1
             self._work.retries += 1
             await asyncio.sleep(_RETRY_S)
 
@@ -229,6 +232,7 @@ def summary(works: Sequence[Work], seconds: float) -> dict[str, float]:
         for share in (50, 95, 99):
             found[f"{name}_p{share}_ms"] = round(1000 * ordered[min(len(ordered) - 1, len(ordered) * share // 100)], 1)
     found["retries"] = sum(work.retries for work in works)
+    found["busy"] = sum(work.busy for work in works)
     return found
 
 

@@ -1,6 +1,7 @@
 """Opening a store: SQLite file or PostgreSQL database, transactions, and plain words for the database's complaints."""
 
 import contextlib
+import os
 import sqlite3
 import threading
 import weakref
@@ -28,7 +29,6 @@ _POOL_OVERFLOW = 30
 _LOCK_KEY = 0x6861726B656E
 """PostgreSQL's advisory lock for what only one may do at a time: making tables, big imports."""
 _WRITE = "harken_write"
-_DURABLE = "harken_durable"
 _URL_EXAMPLE = "expected sqlite:///PATH, for example sqlite:///feedback.db, or postgresql://USER@HOST/DATABASE"
 
 
@@ -89,7 +89,7 @@ class Database:
         with (
             database_errors(self.name),
             self.queue,
-            self.engine.connect().execution_options(**{_WRITE: True, _DURABLE: durable}) as connection,
+            self.engine.connect().execution_options(**{_WRITE: True}) as connection,
             connection.begin(),
         ):
             if not self.file:
@@ -102,6 +102,8 @@ class Database:
                 yield connection
             finally:
                 self._under_way.connection = None
+        if self.file and durable:
+            _sync(self.file)
 
     @contextlib.contextmanager
     def reading(self) -> Generator[Connection]:
@@ -184,23 +186,32 @@ def _on_connect(connection: sqlite3.Connection, record: Any) -> None:
         f"busy_timeout={_BUSY_TIMEOUT_MS}",
         "journal_mode=WAL",
         "foreign_keys=ON",
-        "synchronous=FULL",
+        # The log is brought to the disk by `_sync`, after the lock is free again.
+        "synchronous=NORMAL",
         f"cache_size=-{_CACHE_KB}",
     ):
         connection.execute(f"PRAGMA {pragma}").close()
 
 
 def _on_begin(connection: Connection) -> None:
-    options = connection.get_execution_options()
-    driver = connection.connection.driver_connection
-    assert isinstance(driver, sqlite3.Connection)
-    if not options.get(_WRITE, False):
-        driver.execute("BEGIN").close()
-        return
-    # Under NORMAL the file is synced at checkpoints only, under FULL at each commit.
-    driver.execute(f"PRAGMA synchronous={'FULL' if options[_DURABLE] else 'NORMAL'}").close()
     # IMMEDIATE takes the write lock at once and waits for it; a later one would fail.
-    driver.execute("BEGIN IMMEDIATE").close()
+    write = connection.get_execution_options().get(_WRITE, False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+
+def _sync(file: Path) -> None:
+    """Wait until the disk has all that was committed.
+
+    SQLite's `synchronous=FULL` does the same with the write lock held, so that everybody waits for everybody's disk.
+    """
+    try:
+        log = os.open(f"{file}-wal", os.O_RDONLY)
+    except FileNotFoundError:
+        return  # its pages went to the file itself, which SQLite syncs
+    try:
+        os.fsync(log)
+    finally:
+        os.close(log)
 
 
 @contextlib.contextmanager
