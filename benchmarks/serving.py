@@ -132,6 +132,7 @@ class _Client:
         return await self._until_answered((head + body).encode())
 
     async def _until_answered(self, request: bytes) -> tuple[int, dict[str, str], bytes]:
+        is_first = True
         while True:
             try:
                 found = await self._once(request)
@@ -142,7 +143,10 @@ class _Client:
                     return found
                 self._work.busy += 1
             self._work.retries += 1
-            await asyncio.sleep(_RETRY_S)
+            # A kept connection that the server has closed meanwhile is opened again at once, as browsers do.
+            if not is_first:
+                await asyncio.sleep(_RETRY_S)
+            is_first = False
 
     async def _once(self, request: bytes) -> tuple[int, dict[str, str], bytes]:
         if self._stream is None:

@@ -40,6 +40,9 @@ def ui(
     insecure_http: Annotated[
         bool, typer.Option("--insecure-http", help="Allow an address without TLS; passwords are then readable for all.")
     ] = False,
+    log_requests: Annotated[
+        bool, typer.Option("--log-requests", help="Write a line of JSON for each request: route, status, time.")
+    ] = False,
 ) -> None:
     """Serve the web app: people judge, owners set up projects and see progress.
 
@@ -50,7 +53,9 @@ def ui(
 
     shown_host = f"[{host}]" if ":" in host else host
     where = check_address(address or f"http://{shown_host}:{port}", insecure=insecure_http)
-    config = UiConfig(store=store, address=where, secret_file=secret_file or _secret_file(store))
+    config = UiConfig(
+        store=store, address=where, secret_file=secret_file or _secret_file(store), log_requests=log_requests
+    )
     read_secret(config.secret_file)
     link = first_steps(config)
     show(f"first start: make the owner's account at {link}" if link else f"serving {where}")
@@ -63,6 +68,7 @@ def _serve(config: "UiConfig", host: str, port: int, workers: int) -> None:
 
     from harken.errors import StorageError
     from harken.feedback.web.app import CONFIG_VARIABLE, serve_app
+    from harken.feedback.web.logs import LOGGING
 
     try:
         if workers == 1:
@@ -76,7 +82,7 @@ def _serve(config: "UiConfig", host: str, port: int, workers: int) -> None:
             workers=workers,
             host=host,
             port=port,
-            log_level="warning",
+            log_config=LOGGING,
             # Addresses hold invitations, and a log of who judged when is nobody's business.
             access_log=False,
             server_header=False,

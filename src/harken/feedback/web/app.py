@@ -14,6 +14,7 @@ from starlette.types import ASGIApp
 from harken.errors import HarkenError, StorageError, UsageError
 from harken.feedback.store import AnsweredOtherwise, NoTask, WrongLease
 from harken.feedback.web import account_pages, manage_pages, rights_pages, work_pages
+from harken.feedback.web.logs import RequestLog
 from harken.feedback.web.security import ConsentNeeded, Forbidden, LoginNeeded, Shell, TooOften, guard
 from harken.feedback.web.site import STATIC, Site, UiConfig, open_site
 
@@ -51,7 +52,8 @@ def make_app(site: Site) -> FastAPI:
 def serve_app(config: UiConfig) -> ASGIApp:
     """Open a store and return what a server runs."""
     # Around the whole app: a middleware would miss the answers to errors that nobody foresaw.
-    return Shell(make_app(open_site(config)))
+    app = Shell(make_app(open_site(config)))
+    return RequestLog(app) if config.log_requests else app
 
 
 def app_from_environment() -> ASGIApp:

@@ -32,6 +32,8 @@ class UiConfig(Config):
     """The address people type, such as https://label.example.org."""
     secret_file: Path
     """File with the app's secret, readable by its owner only."""
+    log_requests: bool = False
+    """Write a line for each request."""
 
 
 @dataclass(frozen=True)
