@@ -21,8 +21,9 @@ help:
 demo: $(DEMO_STAMP)
 	$(BIN)/harken demo
 
+# Four processes at most: each has torch in memory.
 test: $(VENV)/.dev
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q -n auto --maxprocesses 4
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .

@@ -5,7 +5,7 @@
     python benchmarks/run.py sampling --curve           Harken alone: cost by rows and by tokens
     python benchmarks/run.py reward-lora                a plain PEFT loop on `reviews` pairs
     python benchmarks/run.py sft | reward | dpo         TRL, full fine-tuning
-    python benchmarks/run.py ppo [--full]               TRL 1.12.0
+    python benchmarks/run.py ppo --tune lora full       TRL 1.12.0, beside Harken with adapters and with all weights
 
 First it is proven in fp32, on the first rows, that both sides do the same: losses of the first two steps within 1e-3,
 greedy completions for sampling, the metrics of the first update for ppo. Then each side runs by turns in a process of
@@ -62,7 +62,6 @@ def main() -> None:
         rows=arguments.rows,
         steps=arguments.steps,
         new_tokens=arguments.new_tokens,
-        tune="full" if arguments.full else None,
     )
     try:
         report = curve(phase, arguments) if arguments.curve else compare(phase, arguments)
@@ -82,7 +81,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, help="rows of a step, instead of the phase's own number")
     parser.add_argument("--steps", type=int, help="timed steps of a run")
     parser.add_argument("--new-tokens", type=int, help="drawn tokens, for sampling and ppo")
-    parser.add_argument("--full", action="store_true", help="all weights instead of adapters, for ppo")
+    parser.add_argument("--tune", nargs="+", choices=["lora", "full"], help="what Harken trains; each gets its table")
     parser.add_argument("--dtype", default="auto", help="of Harken when it is measured: auto, float32, bfloat16")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of each side")
     parser.add_argument("--variants", type=int, help="only the first so many ways of setting the peer")
@@ -102,34 +101,41 @@ def compare(phase: Phase, arguments: argparse.Namespace) -> dict[str, Any]:
         raise UsageError(f"phase {phase.name} has no peer {name!r}; there are: {', '.join(phase.peers)}")
     variants = phase.peers[name][: arguments.variants]
     data = select(phase, arguments.work)
-    prove(phase, variants[0], data, arguments)
+    ours = {f"{HARKEN}, {tune}": phase.changed(tune=tune) for tune in arguments.tune or [phase.tune]}
+    for one in ours.values():
+        prove(one, variants[0], data, arguments)
     if arguments.check_only:
         return {"phase": phase.name, "equal_work": True}
     file = write_data(arguments.work / f"{phase.name}.json", data)
-    runs: dict[str, list[dict[str, Any]]] = {HARKEN: [], **{peer.name: [] for peer in variants}}
+    sides = [*((side, one, None) for side, one in ours.items()), *((peer.name, phase, peer) for peer in variants)]
+    runs: dict[str, list[dict[str, Any]]] = {side: [] for side, _, _ in sides}
     expected = step_tokens(data["rows"], phase.rows) if "chosen" in data["rows"][0] else None
     for turn in range(arguments.runs):
-        for side, peer in ((HARKEN, None), *((peer.name, peer) for peer in variants)):
-            result = run_side(phase, peer, file, arguments, check=False)
+        for side, one, peer in sides:
+            result = run_side(one, peer, file, arguments, check=False)
             seconds, tokens = timed(result, phase.warmup)
             say(f"run {turn + 1}/{arguments.runs}  {side}: {seconds:.2f} s, {tokens / seconds:.0f} tokens/s")
             runs[side].append(result)
         latest = {side: results[-1] for side, results in runs.items()}
         if problems := token_differences(latest, expected):
             raise SelfTestError("the sides did not do the same work: " + "; ".join(problems))
-    rows = summarize(runs, warmup=phase.warmup, items=phase.rows * phase.steps)
-    say(f"\n{title(phase)}\n\n{text_table(rows, phase.unit)}\n")
+    tables: list[dict[str, Any]] = []
+    for side, one in ours.items():
+        against = {side: runs[side], **{peer.name: runs[peer.name] for peer in variants}}
+        rows = summarize(against, warmup=phase.warmup, items=phase.rows * phase.steps)
+        say(f"\n{title(one)}\n\n{text_table(rows, phase.unit)}\n")
+        best = best_peer(rows)
+        tables.append(
+            {
+                "tune": one.tune,
+                "ratio": best and best.times_slower,
+                "memory_ratio": best and best.times_memory,
+                "rows": as_dicts(rows),
+            }
+        )
     for side, results in runs.items():
         say(f"{side}: {described(results[0]['settings'])}; {described(results[0]['versions'])}")
-    best = best_peer(rows)
-    return {
-        **facts(phase, arguments),
-        "peer": name,
-        "ratio": best and best.times_slower,
-        "memory_ratio": best and best.times_memory,
-        "rows": as_dicts(rows),
-        "runs": runs,
-    }
+    return {**facts(phase, arguments), "peer": name, "tables": tables, "runs": runs}
 
 
 def prove(phase: Phase, peer: Peer, data: dict[str, Any], arguments: argparse.Namespace) -> None:
@@ -287,7 +293,6 @@ def facts(phase: Phase, arguments: argparse.Namespace) -> dict[str, Any]:
         "warmup_steps": phase.warmup,
         "new_tokens": phase.new_tokens,
         "max_length": phase.max_length,
-        "tune": phase.tune,
         "optimizer": OPTIMIZER,
         "threads": arguments.threads,
         "command": " ".join(["python", "benchmarks/run.py", *sys.argv[1:]]),

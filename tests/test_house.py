@@ -4,9 +4,9 @@ import ast
 import io
 import os
 import re
+import resource
 import subprocess
 import sys
-import time
 import tokenize
 import tomllib
 from collections.abc import Iterator
@@ -368,10 +368,11 @@ def test_importing_harken_does_not_import_torch() -> None:
 
 def test_help_starts_fast() -> None:
     times: list[float] = []
-    for _ in range(5):  # the best of five: other programs may run on this machine
-        start = time.perf_counter()
+    for _ in range(5):  # the best of five, and its processor time: other programs, tests too, run on this machine
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = _run("from harken.cli import main; main()", "--help")
-        times.append(time.perf_counter() - start)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
         assert done.returncode == 0, done.stderr
         assert "harken" in done.stdout.lower(), done.stdout
     assert min(times) < HELP_SECONDS, f"harken --help took {min(times):.2f} s: see -X importtime"
