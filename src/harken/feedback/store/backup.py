@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pydantic import ValidationError
-from sqlalchemy import Column, Connection, Table, column, select, table, text
+from sqlalchemy import Column, ColumnClause, Connection, Table, column, select, table, text
 
 from harken.artifacts import first_problem, private_file, sha256_file
 from harken.errors import DataError, UsageError
@@ -253,7 +253,8 @@ def restore_backup(path: Path, database: Database) -> BackupSummary:
         _refuse_filled(connection, database.name)
         migrate.move_to(connection, found.header.revision, database.name)
         for start, rows in groupby(found.rows(), key=itemgetter(0)):
-            into = table(start.table, *[column(name) for name in start.columns])
+            columns: list[ColumnClause[Any]] = [column(name) for name in start.columns]
+            into = table(start.table, *columns)
             while chunk := [dict(zip(start.columns, row, strict=True)) for _, row in islice(rows, _CHUNK)]:
                 connection.execute(into.insert(), chunk)
         is_same_form = migrate.is_newest(connection)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from sqlalchemy import Connection, Row, and_, bindparam, exists, func, insert, or_, select, update
+from sqlalchemy import Connection, Float, Row, String, and_, bindparam, exists, func, insert, or_, select, update
 
 from harken.errors import HarkenError
 from harken.feedback.store.projects import Project
@@ -26,7 +26,8 @@ class NoTask(HarkenError):
 
 
 # Written once: to put a statement together takes SQLAlchemy longer than the database needs to answer it.
-_PERSON, _PROJECT, _NOW = bindparam("_person"), bindparam("_project"), bindparam("_now")
+_PERSON, _PROJECT = bindparam("_person", type_=String()), bindparam("_project", type_=String())
+_NOW = bindparam("_now", type_=Float())
 _THEIRS = (leases.c.person_id == _PERSON) & (leases.c.project_id == _PROJECT)
 _IS_FREE = or_(slots.c.state == "open", and_(slots.c.state == "leased", slots.c.expires_at < _NOW))
 # The table of leases that is asked here must not be mixed up with the one of the slot's own lease.
