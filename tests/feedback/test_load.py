@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
+from sqlalchemy import text
 
 from benchmarks.serving import (
     Work,
@@ -25,6 +26,7 @@ from benchmarks.serving import (
 from harken.feedback.store import FeedbackStore
 from harken.feedback.web.security import csrf_token
 from tests.feedback.databases import fresh_database
+from tests.feedback.working import Workshop
 
 
 async def _with_kill(
@@ -119,3 +121,15 @@ def test_a_server_that_is_stopped_finishes_what_it_was_asked(tmp_path: Path) -> 
         other.close()
         if server.poll() is None:
             stop_server(server, signal.SIGKILL)
+
+
+def test_postgresql_knows_how_many_slots_there_are_when_tasks_were_added(postgres: str) -> None:
+    with FeedbackStore.open(fresh_database(postgres)) as store:
+        work = Workshop.over(store)
+        (ann,) = work.people("Ann")
+        project = work.project(num_tasks=2000, overlap=2)
+        assert work.leases.claim(project.id, ann.id)
+        with store.database.reading() as connection:
+            counted = text("SELECT reltuples FROM pg_class WHERE relname = 'slots'")
+            # Without a count the planner takes the table for empty and reads all of it.
+            assert connection.execute(counted).scalar_one() == 4000

@@ -23,7 +23,7 @@ from harken.artifacts import first_problem, private_file, sha256_file
 from harken.errors import DataError, UsageError
 from harken.feedback.store import audit, migrate
 from harken.feedback.store.adding import utc_now
-from harken.feedback.store.connect import Database
+from harken.feedback.store.connect import Database, refresh_statistics
 from harken.feedback.store.people_tables import metadata
 from harken.feedback.store.tables import STORE_VERSION, store_info
 from harken.records import Record
@@ -261,6 +261,7 @@ def restore_backup(path: Path, database: Database) -> BackupSummary:
         migrate.upgrade(connection, database.name)
         if connection.dialect.name == "postgresql":
             _move_sequences(connection)
+            refresh_statistics(connection)
         state = audit.verify(connection, summary.audit_head or None)
         if is_same_form:
             _check_rows(connection, found.sums)

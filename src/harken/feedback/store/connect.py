@@ -214,6 +214,15 @@ def _sync(file: Path) -> None:
         os.close(log)
 
 
+def refresh_statistics(connection: Connection) -> None:
+    """Let PostgreSQL count its rows after many were added; in its own time it does so about a minute later.
+
+    Until then it takes all tables for empty, and looks at every slot of 100,000 tasks to find a free one.
+    """
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("ANALYZE"))
+
+
 @contextlib.contextmanager
 def database_errors(name: str) -> Generator[None]:
     """Turn the database's complaints into errors that say what to do."""

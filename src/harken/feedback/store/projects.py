@@ -19,7 +19,7 @@ from harken.feedback.source import ImportSource
 from harken.feedback.store.accounts import Person
 from harken.feedback.store.adding import Adding
 from harken.feedback.store.audit import COMMAND_LINE, record, record_import, reference
-from harken.feedback.store.connect import Database
+from harken.feedback.store.connect import Database, refresh_statistics
 from harken.feedback.store.work_tables import guidelines, leases, members, people, projects, slots, tasks
 from harken.feedback.tasks import TaskLine
 from harken.records import Record
@@ -176,6 +176,7 @@ class Projects:
             num_prompts = adding.prompts(line.prompt for line in lines)
             num_completions = adding.completions(one for line in lines for one in line.completions)
             num_tasks = _add_tasks(connection, project, lines)
+            refresh_statistics(connection)
             record_import(connection, source, adding, num_prompts=num_prompts, num_completions=num_completions)
         return num_tasks, len(lines) - num_tasks
 
