@@ -94,6 +94,37 @@ def write_text(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
+@contextlib.contextmanager
+def private_file(path: Path) -> Generator[tuple[BinaryIO, Path]]:
+    """Open a file that only its owner can read, from the first byte on; it gets its name when the block ends well.
+
+    Yields the file and where it lies until then.
+
+    Raises:
+        FileExistsError: `path` is there, perhaps since a moment ago; that file stays as it is.
+        StorageError: it cannot be written.
+    """
+    is_there = False
+    with storage_errors(path):
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                yield file, temporary
+                file.flush()
+                os.fsync(file.fileno())
+            try:
+                # Fails if the file is there; a rename would replace it.
+                os.link(temporary, path)
+            except FileExistsError:
+                is_there = True
+        finally:
+            temporary.unlink()
+    if is_there:
+        raise FileExistsError(path)
+
+
 def write_private(path: Path, text: str) -> None:
     """Write a file that is not there yet, readable by its owner only from the first byte on.
 
@@ -102,20 +133,8 @@ def write_private(path: Path, text: str) -> None:
     Raises:
         StorageError: it cannot be written.
     """
-    with storage_errors(path):
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            # Fails if the file is there; a rename would replace it.
-            with contextlib.suppress(FileExistsError):
-                os.link(temporary, path)
-        finally:
-            temporary.unlink()
+    with contextlib.suppress(FileExistsError), private_file(path) as (file, _):
+        file.write(text.encode())
 
 
 def write_json(path: Path, value: object) -> None:

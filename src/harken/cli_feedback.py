@@ -2,6 +2,7 @@
 
 import typer
 
+from harken.cli_backup import backup, restore
 from harken.cli_collect import agreement, export, import_feedback, status
 from harken.cli_common import examples
 from harken.cli_data import check, convert
@@ -116,6 +117,8 @@ collect_app.command(
         "harken collect verify-audit --store sqlite:///f.db --entries",
     ),
 )(verify_audit)
+collect_app.command(epilog=examples("harken collect backup --store sqlite:///f.db --out f.backup.gz"))(backup)
+collect_app.command(epilog=examples("harken collect restore --store postgresql:///f f.backup.gz"))(restore)
 data_app.command(
     epilog=examples(
         "harken data check pairs.jsonl",

@@ -59,6 +59,9 @@ def ui(
             help="Host in a private network, or without TLS, that webhooks may go to; can be given more than once.",
         ),
     ] = None,
+    log_requests: Annotated[
+        bool, typer.Option("--log-requests", help="Write a line of JSON for each request: route, status, time.")
+    ] = False,
 ) -> None:
     """Serve the web app: people judge, owners set up projects and see progress.
 
@@ -82,6 +85,7 @@ def ui(
         address=where,
         secret_file=secret_file or _secret_file(store),
         allowed_hosts=tuple(allow_host or ()),
+        log_requests=log_requests,
     )
     read_secret(config.secret_file)
     link = first_steps(config)
@@ -111,6 +115,7 @@ def _serve(config: "UiConfig", host: str, port: int, workers: int, room: "ChatRo
 
     from harken.errors import StorageError
     from harken.feedback.web.app import serve_app
+    from harken.feedback.web.logs import LOGGING
 
     try:
         if workers == 1:
@@ -124,7 +129,7 @@ def _serve(config: "UiConfig", host: str, port: int, workers: int, room: "ChatRo
             workers=workers,
             host=host,
             port=port,
-            log_level="warning",
+            log_config=LOGGING,
             # Addresses hold invitations, and a log of who judged when is nobody's business.
             access_log=False,
             server_header=False,

@@ -23,7 +23,7 @@ from harken.feedback.exchange import read_harken
 from harken.feedback.store import Accounts, FeedbackStore
 from harken.preferences.pairs import preferences_from_export
 from harken.records import Comparison, Judgment
-from tests.browser.test_identity import ROOT, browser  # noqa: F401 (the fixture)
+from tests.browser.test_identity import ROOT
 from tests.feedback.scripted import service
 from tests.feedback.working import PASSWORD
 
@@ -103,7 +103,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChatServer]:
 
 
 @pytest.fixture
-def page(browser: Browser, server: ChatServer) -> Iterator[Page]:  # noqa: F811
+def page(browser: Browser, server: ChatServer) -> Iterator[Page]:
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     page = context.new_page()
     page.set_default_timeout(20_000)

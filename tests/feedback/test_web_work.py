@@ -197,9 +197,7 @@ def test_ranks_lose_their_gaps_and_ties_may_be_forbidden(house: House) -> None:
     assert [answer.ranks[one.id] for one in lease.completions] == [2, 2, 1, 3]
     strict = _task("ranking").model_copy(update={"ties": False})
     with pytest.raises(BadForm, match="same rank"):
-        make_answer(
-            strict, {"rank-1": "1", "rank-2": "1", "rank-3": "2", "rank-4": "3"}, lease.prompt, lease.completions
-        )
+        make_answer(strict, {"rank-1": "1", "rank-2": "1", "rank-3": "2", "rank-4": "3"}, lease.completions)
 
 
 def test_ratings_keep_their_scale(house: House) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from argon2 import PasswordHasher
 from argon2.exceptions import VerificationError
-from sqlalchemy import Connection, Row, delete, func, select, text, update
+from sqlalchemy import Connection, Row, bindparam, delete, func, select, text, update
 
 from harken.errors import DataError
 from harken.feedback.store.audit import record, reference
@@ -27,6 +27,21 @@ _SEEN_STEP_S = 60.0
 _HASHER = PasswordHasher()
 _NOBODY = _HASHER.hash("nobody")
 """Checked for names that do not exist, so that the time a refusal takes does not tell which names do."""
+# Written once: every request asks these.
+_OF_SESSION = (
+    select(people, sessions.c.seen_at)
+    .join(sessions, sessions.c.person_id == people.c.id)
+    .where(
+        sessions.c.token_hash == bindparam("_key"),
+        sessions.c.seen_at >= bindparam("_idle"),
+        sessions.c.created_at >= bindparam("_oldest"),
+        people.c.disabled_at.is_(None),
+    )
+)
+_COUNT = text(
+    "INSERT INTO rate_counts (name, bucket, expires_at, count) VALUES (:name, :bucket, :expires_at, 1) "
+    "ON CONFLICT (name, bucket) DO UPDATE SET count = rate_counts.count + 1 RETURNING count"
+)
 
 
 @dataclass(frozen=True)
@@ -143,20 +158,12 @@ class Accounts:
         now = time.time()
         key = token_hash(token)
         with self._database.reading() as connection:
-            row = connection.execute(
-                select(people, sessions.c.seen_at)
-                .join(sessions, sessions.c.person_id == people.c.id)
-                .where(
-                    sessions.c.token_hash == key,
-                    sessions.c.seen_at >= now - SESSION_IDLE_S,
-                    sessions.c.created_at >= now - SESSION_MAX_S,
-                    people.c.disabled_at.is_(None),
-                )
-            ).one_or_none()
+            values = {"_key": key, "_idle": now - SESSION_IDLE_S, "_oldest": now - SESSION_MAX_S}
+            row = connection.execute(_OF_SESSION, values).one_or_none()
         if row is None:
             return None
         if now - row.seen_at > _SEEN_STEP_S:
-            with self._database.writing() as connection:
+            with self._database.writing(durable=False) as connection:
                 connection.execute(update(sessions).where(sessions.c.token_hash == key).values(seen_at=now))
         return read_person(row)
 
@@ -206,14 +213,10 @@ class Accounts:
         """
         now = time.time()
         bucket = int(now // window_s)
-        upsert = text(
-            "INSERT INTO rate_counts (name, bucket, expires_at, count) VALUES (:name, :bucket, :expires_at, 1) "
-            "ON CONFLICT (name, bucket) DO UPDATE SET count = rate_counts.count + 1 RETURNING count"
-        )
         ends = (bucket + 1) * float(window_s)
-        with self._database.writing() as connection:
+        with self._database.writing(durable=False) as connection:
             values = {"name": name, "bucket": bucket, "expires_at": ends}
-            count = connection.execute(upsert, values).scalar_one()
+            count = connection.execute(_COUNT, values).scalar_one()
             if count == 1:
                 connection.execute(delete(rate_counts).where(rate_counts.c.expires_at < now - window_s))
         return count, ends - now

@@ -31,6 +31,8 @@ AuditAction = Literal[
     "import",
     "export",
     "erase",
+    "backup",
+    "restore",
     "consent_text",
     "withdraw",
     "demographics",

@@ -1,6 +1,7 @@
 """Opening a store: SQLite file or PostgreSQL database, transactions, and plain words for the database's complaints."""
 
 import contextlib
+import os
 import sqlite3
 import threading
 import weakref
@@ -70,23 +71,39 @@ class Database:
     """None where the database is PostgreSQL."""
     queue: contextlib.AbstractContextManager[object] = field(default_factory=contextlib.nullcontext, repr=False)
     """SQLite: held by the one thread of this process that writes."""
+    _under_way: threading.local = field(default_factory=threading.local, repr=False)
+    """The transaction in which this thread writes at the moment."""
 
     @contextlib.contextmanager
-    def writing(self, *, alone: bool = False) -> Generator[Connection]:
-        """Open a write transaction.
+    def writing(self, *, alone: bool = False, durable: bool = True) -> Generator[Connection]:
+        """Open a write transaction; within another one of the same thread it is part of that.
 
         Args:
             alone: wait until no other such transaction runs; for work that cannot be done side by side.
+            durable: wait until the disk has it. False for what may be lost when the power fails, such as who has which
+                task now; the end of the process alone loses nothing, and the next durable one keeps it too.
         """
+        if outer := getattr(self._under_way, "connection", None):
+            yield outer
+            return
         with (
             database_errors(self.name),
             self.queue,
             self.engine.connect().execution_options(**{_WRITE: True}) as connection,
             connection.begin(),
         ):
-            if alone and not self.file:
-                connection.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK_KEY})"))
-            yield connection
+            if not self.file:
+                if alone:
+                    connection.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK_KEY})"))
+                if not durable:
+                    connection.execute(text("SET LOCAL synchronous_commit TO off"))
+            self._under_way.connection = connection
+            try:
+                yield connection
+            finally:
+                self._under_way.connection = None
+        if self.file and durable:
+            _sync(self.file)
 
     @contextlib.contextmanager
     def reading(self) -> Generator[Connection]:
@@ -169,7 +186,8 @@ def _on_connect(connection: sqlite3.Connection, record: Any) -> None:
         f"busy_timeout={_BUSY_TIMEOUT_MS}",
         "journal_mode=WAL",
         "foreign_keys=ON",
-        "synchronous=FULL",
+        # The log is brought to the disk by `_sync`, after the lock is free again.
+        "synchronous=NORMAL",
         f"cache_size=-{_CACHE_KB}",
     ):
         connection.execute(f"PRAGMA {pragma}").close()
@@ -179,6 +197,30 @@ def _on_begin(connection: Connection) -> None:
     # IMMEDIATE takes the write lock at once and waits for it; a later one would fail.
     write = connection.get_execution_options().get(_WRITE, False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+
+def _sync(file: Path) -> None:
+    """Wait until the disk has all that was committed.
+
+    SQLite's `synchronous=FULL` does the same with the write lock held, so that everybody waits for everybody's disk.
+    """
+    try:
+        log = os.open(f"{file}-wal", os.O_RDONLY)
+    except FileNotFoundError:
+        return  # its pages went to the file itself, which SQLite syncs
+    try:
+        os.fsync(log)
+    finally:
+        os.close(log)
+
+
+def refresh_statistics(connection: Connection) -> None:
+    """Let PostgreSQL count its rows after many were added; in its own time it does so about a minute later.
+
+    Until then it takes all tables for empty, and looks at every slot of 100,000 tasks to find a free one.
+    """
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("ANALYZE"))
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, insert, select, update
 
 from harken.errors import DataError, HarkenError
 from harken.feedback.grading import can_be_graded, is_right
@@ -35,6 +35,30 @@ from harken.records import Abstention, Answer, Assignment, Comparison, Completio
 
 MAX_DRAFT = 4_000_000
 """Longest draft in characters."""
+_EXTEND_STEP_S = 60.0
+"""A lease is extended when at least so much of its time is over, so that reading pages writes little."""
+# Written once, as in `slots`.
+_OWN = select(leases).where(leases.c.id == bindparam("_lease"), leases.c.person_id == bindparam("_person"))
+_OWN_LOCKED = _OWN.with_for_update()
+_LOCK_PERSON = select(people.c.id).where(people.c.id == bindparam("_person")).with_for_update()
+_SAVE_DRAFT = (
+    update(leases)
+    .where(leases.c.id == bindparam("_lease"), leases.c.person_id == bindparam("_person"))
+    .where(leases.c.judgment_id.is_(None))
+    .values(draft=bindparam("_draft"))
+)
+_ASKED = (
+    select(tables.prompts.c.body, slots.c.lease_id, slots.c.expires_at)
+    .join(tasks, tasks.c.prompt_id == tables.prompts.c.id)
+    .outerjoin(slots, slots.c.lease_id == bindparam("_lease"))
+    .where(tasks.c.id == bindparam("_task"))
+)
+_BODIES = select(tables.completions.c.id, tables.completions.c.body).where(
+    tables.completions.c.id.in_(bindparam("_shown", expanding=True))
+)
+_TASK = select(tasks).where(tasks.c.id == bindparam("_task"))
+_BODY = select(tables.judgments.c.body).where(tables.judgments.c.id == bindparam("_judgment"))
+_NEW_JUDGMENT, _NEW_SHOWN = insert(tables.judgments), insert(tables.shown)
 
 
 class WrongLease(HarkenError):
@@ -88,9 +112,9 @@ class Leases:
         Raises:
             NoTask: the project is closed, not theirs, or holds nothing more for them; or their limit is reached.
         """
-        with self._database.writing() as connection:
+        with self._database.writing(durable=False) as connection:
             # PostgreSQL: two tabs of one person wait for each other here, so that they get one task.
-            connection.execute(select(people.c.id).where(people.c.id == person_id).with_for_update())
+            connection.execute(_LOCK_PERSON, {"_person": person_id})
             project = read_project(connection, project_id)
             if not project.is_open:
                 raise NoTask("closed")
@@ -122,11 +146,14 @@ class Leases:
         """
         if draft is not None and len(draft) > MAX_DRAFT:
             raise DataError(f"the draft has {len(draft)} characters; at most {MAX_DRAFT} are kept")
-        with self._database.writing() as connection:
-            row = _own(connection, lease_id, person_id)
-            extend_lease(connection, read_project(connection, row.project_id), lease_id)
-            if draft is not None and row.judgment_id is None:
-                connection.execute(update(leases).where(leases.c.id == lease_id).values(draft=draft))
+        found = self.get(lease_id, person_id)
+        whole_s = found.project.config.lease_minutes * 60
+        if draft is None and found.seconds_left > whole_s - min(_EXTEND_STEP_S, whole_s / 10):
+            return found  # as good as extended: the page that follows a claim writes nothing
+        with self._database.writing(durable=False) as connection:
+            extend_lease(connection, found.project, lease_id)
+            if draft is not None:
+                connection.execute(_SAVE_DRAFT, {"_lease": lease_id, "_person": person_id, "_draft": draft})
             return _read(connection, _own(connection, lease_id, person_id))
 
     def submit(self, lease_id: str, person_id: str, given: Given) -> Judgment:
@@ -138,6 +165,8 @@ class Leases:
             NoTask: the project is closed.
         """
         with self._database.writing() as connection:
+            # In the order in which `claim` locks, which may follow in the same transaction.
+            connection.execute(_LOCK_PERSON, {"_person": person_id})
             row = _own(connection, lease_id, person_id, lock=True)
             if row.judgment_id is not None and row.judgment_id != given.replaces:
                 before = _judgment(connection, row.judgment_id)
@@ -192,8 +221,8 @@ class Leases:
 
 
 def _own(connection: Connection, lease_id: str, person_id: str, *, lock: bool = False) -> Row[Any]:
-    query = select(leases).where(leases.c.id == lease_id, leases.c.person_id == person_id)
-    row = connection.execute(query.with_for_update() if lock else query).one_or_none()
+    values = {"_lease": lease_id, "_person": person_id}
+    row = connection.execute(_OWN_LOCKED if lock else _OWN, values).one_or_none()
     if row is None:
         raise WrongLease("there is no such task of yours; go back to the project and take one")
     return row
@@ -202,7 +231,7 @@ def _own(connection: Connection, lease_id: str, person_id: str, *, lock: bool = 
 def _make_judgment(
     connection: Connection, project: Project, lease: Row[Any], given: Given, *, surplus: bool
 ) -> Judgment:
-    task = connection.execute(select(tasks).where(tasks.c.id == lease.task_id)).one()
+    task = connection.execute(_TASK, {"_task": lease.task_id}).one()
     return Judgment.model_validate(
         {
             "id": secrets.token_hex(12),
@@ -245,39 +274,35 @@ def _grade(judgment: Judgment) -> dict[str, bool]:
 def _insert(connection: Connection, judgment: Judgment) -> None:
     body = judgment.model_dump_json(exclude_none=True)
     columns = judgment_columns(judgment, utc_now())
-    connection.execute(tables.judgments.insert().values(id=judgment.id, body=body, **columns))
+    connection.execute(_NEW_JUDGMENT, {"id": judgment.id, "body": body, **columns})
     shown = [
         {"judgment_id": judgment.id, "position": position, "completion_id": completion_id}
         for position, completion_id in enumerate(judgment.shown)
     ]
     if shown:
-        connection.execute(insert(tables.shown), shown)
+        connection.execute(_NEW_SHOWN, shown)
 
 
 def _read(connection: Connection, row: Row[Any]) -> Lease:
-    task = connection.execute(select(tasks.c.prompt_id).where(tasks.c.id == row.task_id)).one()
-    prompt = connection.execute(select(tables.prompts.c.body).where(tables.prompts.c.id == task.prompt_id)).scalar_one()
+    task = connection.execute(_ASKED, {"_lease": row.id, "_task": row.task_id}).one()
     shown: list[str] = json.loads(row.shown)
-    query = select(tables.completions.c.id, tables.completions.c.body).where(tables.completions.c.id.in_(shown))
-    bodies = {found.id: found.body for found in connection.execute(query)}
-    slot = connection.execute(select(slots.c.expires_at).where(slots.c.lease_id == row.id)).one_or_none()
+    bodies = {found.id: found.body for found in connection.execute(_BODIES, {"_shown": shown})}
     return Lease(
         id=row.id,
         person_id=row.person_id,
         project=read_project(connection, row.project_id),
-        prompt=Prompt.model_validate_json(prompt),
+        prompt=Prompt.model_validate_json(task.body),
         completions=tuple(Completion.model_validate_json(bodies[name]) for name in shown),
         judgment=_judgment(connection, row.judgment_id) if row.judgment_id else None,
         draft=row.draft or "",
         claimed_at=row.claimed_at,
-        is_held=slot is not None,
-        seconds_left=max(0.0, (slot.expires_at or 0.0) - time.time()) if slot else 0.0,
+        is_held=task.lease_id is not None,
+        seconds_left=max(0.0, (task.expires_at or 0.0) - time.time()),
     )
 
 
 def _judgment(connection: Connection, judgment_id: str) -> Judgment:
-    query = select(tables.judgments.c.body).where(tables.judgments.c.id == judgment_id)
-    return Judgment.model_validate_json(connection.execute(query).scalar_one())
+    return Judgment.model_validate_json(connection.execute(_BODY, {"_judgment": judgment_id}).scalar_one())
 
 
 def _same(judgment: Judgment, given: Given) -> bool:

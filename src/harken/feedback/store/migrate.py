@@ -33,7 +33,7 @@ def upgrade(connection: Connection, name: str) -> None:
         DataError: the store was made by a newer Harken.
     """
     config = _config(connection)
-    found = MigrationContext.configure(connection).get_current_revision()
+    found = current(connection)
     script = ScriptDirectory.from_config(config)
     if found == script.get_current_head():
         return
@@ -42,6 +42,29 @@ def upgrade(connection: Connection, name: str) -> None:
     elif found is not None and found not in {step.revision for step in script.walk_revisions()}:
         raise DataError(f"{name}: a newer Harken has changed this store (to step {found}); install that one")
     command.upgrade(config, "head")
+
+
+def current(connection: Connection) -> str | None:
+    """Return the step at which the tables are; None where there are none."""
+    return MigrationContext.configure(connection).get_current_revision()
+
+
+def is_newest(connection: Connection) -> bool:
+    """Tell whether the tables have the form that this version knows."""
+    return current(connection) == ScriptDirectory.from_config(_config(connection)).get_current_head()
+
+
+def move_to(connection: Connection, revision: str, name: str) -> None:
+    """Bring an empty store's tables to an earlier form, for rows that fit only that.
+
+    Raises:
+        DataError: this version does not know the step.
+    """
+    known = {step.revision for step in ScriptDirectory.from_config(_config(connection)).walk_revisions()}
+    if revision not in known:
+        raise DataError(f"{name}: the backup is by a newer Harken (step {revision}); install that one")
+    if current(connection) != revision:
+        downgrade(connection, revision)
 
 
 def downgrade(connection: Connection, revision: str) -> None:

@@ -6,7 +6,7 @@ Every function works in the caller's transaction (`store.database.writing` or `r
 import hashlib
 from typing import Any, Literal
 
-from sqlalchemy import Connection, Table, delete, select, update
+from sqlalchemy import Connection, Table, bindparam, delete, select, update
 
 from harken.errors import DataError, UsageError
 from harken.feedback.privacy.keys import DemographicsKey
@@ -23,6 +23,10 @@ from harken.feedback.store.tables import judgments
 from harken.records import Record
 
 Purpose = Literal["participation", "demographics"]
+# Written once: every request for a task asks it.
+_TEXTS = (
+    select(consent_texts).where(consent_texts.c.purpose == bindparam("_purpose")).order_by(consent_texts.c.seq.desc())
+)
 
 
 class ConsentText(Record):
@@ -65,8 +69,7 @@ def publish_consent_text(
 
 def current_consent_text(connection: Connection, purpose: Purpose, locale: str = "en") -> ConsentText | None:
     """Return the newest text in a language, else the newest in any."""
-    query = select(consent_texts).where(consent_texts.c.purpose == purpose).order_by(consent_texts.c.seq.desc())
-    rows = connection.execute(query).mappings().all()
+    rows = connection.execute(_TEXTS, {"_purpose": purpose}).mappings().all()
     if not rows:
         return None
     # A new version in one language asks everyone again: others see it in that language until it is translated.

@@ -6,10 +6,11 @@ import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from pydantic import ConfigDict, ValidationError
-from sqlalchemy import Connection, case, func, insert, select, update
+from sqlalchemy import Connection, bindparam, case, func, insert, select, update
 
 from harken.artifacts import first_problem
 from harken.config.project import ProjectConfig
@@ -18,7 +19,7 @@ from harken.feedback.source import ImportSource
 from harken.feedback.store.accounts import Person
 from harken.feedback.store.adding import Adding
 from harken.feedback.store.audit import COMMAND_LINE, record, record_import, reference
-from harken.feedback.store.connect import Database
+from harken.feedback.store.connect import Database, refresh_statistics
 from harken.feedback.store.work_tables import guidelines, leases, members, people, projects, slots, tasks
 from harken.feedback.tasks import TaskLine
 from harken.records import Record
@@ -26,6 +27,13 @@ from harken.records import Record
 _CHUNK = 500
 QUALIFICATION_POOL = " qualification"
 """Pool of the slots of qualification tasks: no person's pool begins with a blank, so nobody else is given one."""
+_WITH_GUIDELINE = (
+    select(projects, guidelines.c.version, guidelines.c.text)
+    .outerjoin(guidelines, guidelines.c.project_id == projects.c.id)
+    .where(projects.c.id == bindparam("_project"))
+    .order_by(guidelines.c.version.desc())
+    .limit(1)
+)
 
 
 @dataclass(frozen=True)
@@ -176,6 +184,7 @@ class Projects:
             num_prompts = adding.prompts(line.prompt for line in lines)
             num_completions = adding.completions(one for line in lines for one in line.completions)
             num_tasks = _add_tasks(connection, project, lines)
+            refresh_statistics(connection)
             record_import(connection, source, adding, num_prompts=num_prompts, num_completions=num_completions)
         return num_tasks, len(lines) - num_tasks
 
@@ -242,22 +251,20 @@ def read_project(connection: Connection, project_id: str) -> Project:
     Raises:
         DataError: there is none of this id, or its settings were changed by another program.
     """
-    row = connection.execute(select(projects).where(projects.c.id == project_id)).one_or_none()
+    row = connection.execute(_WITH_GUIDELINE, {"_project": project_id}).one_or_none()
     if row is None:
         raise DataError(f"there is no project {project_id!r}; go back to the list of projects")
     try:
-        config = ProjectConfig.model_validate_json(row.config)
+        config = _read_config(row.config)
     except ValidationError as error:
         raise DataError(f"project {row.name!r}: bad settings: {first_problem(error)}") from error
-    newest = (
-        select(guidelines.c.version, guidelines.c.text)
-        .where(guidelines.c.project_id == project_id)
-        .order_by(guidelines.c.version.desc())
-        .limit(1)
-    )
-    guideline = connection.execute(newest).one_or_none()
-    version, text = (guideline.version, guideline.text) if guideline else (0, "")
-    return Project(row.id, row.name, config, row.is_open, version, text)
+    return Project(row.id, row.name, config, row.is_open, row.version or 0, row.text or "")
+
+
+@lru_cache(maxsize=64)
+def _read_config(text: str) -> ProjectConfig:
+    """Return the settings in a text; each request for a task reads them, and they rarely change."""
+    return ProjectConfig.model_validate_json(text)
 
 
 def _add_guideline(connection: Connection, project_id: str, text: str, by: Person | None) -> None:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, and_, exists, func, insert, or_, select, update
+from sqlalchemy import Connection, Float, Row, String, and_, bindparam, exists, func, insert, or_, select, update
 
 from harken.errors import HarkenError
 from harken.feedback.store.projects import Project
@@ -25,29 +25,70 @@ class NoTask(HarkenError):
         self.why = why
 
 
+# Written once: to put a statement together takes SQLAlchemy longer than the database needs to answer it.
+_PERSON, _PROJECT = bindparam("_person", type_=String()), bindparam("_project", type_=String())
+_NOW = bindparam("_now", type_=Float())
+_THEIRS = (leases.c.person_id == _PERSON) & (leases.c.project_id == _PROJECT)
+_IS_FREE = or_(slots.c.state == "open", and_(slots.c.state == "leased", slots.c.expires_at < _NOW))
+# The table of leases that is asked here must not be mixed up with the one of the slot's own lease.
+_HAD = leases.alias("had")
+_UNFINISHED = (
+    select(leases)
+    .join(slots, slots.c.lease_id == leases.c.id)
+    .where(_THEIRS, leases.c.judgment_id.is_(None))
+    .order_by(leases.c.claimed_at)
+    .limit(1)
+    .with_for_update(of=slots)
+)
+_ANSWERED = (
+    select(func.count())
+    .where(_THEIRS, leases.c.judgment_id.is_not(None), leases.c.skipped.is_(False))
+    .where(leases.c.ended_at >= bindparam("_since"))
+)
+_MEMBER = select(members).where(members.c.project_id == _PROJECT, members.c.person_id == _PERSON)
+_NEWEST = select(func.max(leases.c.position)).where(_THEIRS)
+_FREE = (
+    select(slots.c.task_id, slots.c.number)
+    .where(
+        slots.c.project_id == _PROJECT,
+        NOT_DONE,
+        _IS_FREE,
+        slots.c.pool.in_(bindparam("_pools", expanding=True)),
+        ~exists().where(_HAD.c.task_id == slots.c.task_id, _HAD.c.person_id == _PERSON),
+        slots.c.position > bindparam("_after"),
+    )
+    .order_by(slots.c.position, slots.c.number)
+    .limit(1)
+    .with_for_update(skip_locked=True, of=slots)
+)
+_TASK = select(tasks).where(tasks.c.id == bindparam("_task"))
+_LEASE = insert(leases).returning(leases)
+_TAKE = (
+    update(slots)
+    .where(slots.c.task_id == bindparam("_task"), slots.c.number == bindparam("_number"))
+    .values(state="leased", lease_id=bindparam("_lease"), expires_at=bindparam("_expires"))
+)
+_EXTEND = (
+    update(slots)
+    .where(slots.c.lease_id == bindparam("_lease"), slots.c.state == "leased")
+    .values(expires_at=bindparam("_expires"))
+)
+_FINISH = (
+    update(slots)
+    .where(slots.c.lease_id == bindparam("_lease"), slots.c.task_id == bindparam("_task"))
+    .values(state="done", expires_at=None)
+)
+
+
 def unfinished_lease(connection: Connection, project_id: str, person_id: str) -> Row[Any] | None:
     """Return the lease the person has not answered and nobody else has taken over."""
-    query = (
-        select(leases)
-        .join(slots, slots.c.lease_id == leases.c.id)
-        .where(leases.c.person_id == person_id, leases.c.project_id == project_id, leases.c.judgment_id.is_(None))
-        .order_by(leases.c.claimed_at)
-        .limit(1)
-        .with_for_update(of=slots)
-    )
-    return connection.execute(query).one_or_none()
+    return connection.execute(_UNFINISHED, {"_person": person_id, "_project": project_id}).one_or_none()
 
 
 def count_answered(connection: Connection, project_id: str, person_id: str, since: float) -> int:
     """Return how many tasks a person has answered since a time; skipped ones do not count."""
-    query = select(func.count()).where(
-        leases.c.person_id == person_id,
-        leases.c.project_id == project_id,
-        leases.c.judgment_id.is_not(None),
-        leases.c.skipped.is_(False),
-        leases.c.ended_at >= since,
-    )
-    return connection.execute(query).scalar_one()
+    values = {"_person": person_id, "_project": project_id, "_since": since}
+    return connection.execute(_ANSWERED, values).scalar_one()
 
 
 def pools_within_limits(connection: Connection, project: Project, person_id: str) -> tuple[str, ...]:
@@ -56,8 +97,7 @@ def pools_within_limits(connection: Connection, project: Project, person_id: str
     Raises:
         NoTask: the person is no member where members only may work, or a limit is reached.
     """
-    key = (members.c.project_id == project.id) & (members.c.person_id == person_id)
-    member = connection.execute(select(members).where(key)).one_or_none()
+    member = connection.execute(_MEMBER, {"_person": person_id, "_project": project.id}).one_or_none()
     if member is None and project.config.access == "members":
         raise NoTask("members")
     in_all, a_day = project.config.max_tasks, project.config.max_tasks_a_day
@@ -73,14 +113,13 @@ def pools_within_limits(connection: Connection, project: Project, person_id: str
 
 def take_slot(connection: Connection, project: Project, person_id: str, pools: Sequence[str]) -> Row[Any]:
     """Lease the first slot that is free, of a task that the person has never had."""
-    newest = select(func.max(leases.c.position)).where(
-        leases.c.person_id == person_id, leases.c.project_id == project.id
-    )
-    position = connection.execute(newest).scalar_one()
+    who: dict[str, Any] = {"_person": person_id, "_project": project.id}
+    position = connection.execute(_NEWEST, who).scalar_one()
+    look = {**who, "_now": time.time(), "_pools": list(pools)}
     # Behind the newest task first: a scan from the start would pass all that the person has done.
-    found = connection.execute(_free(project.id, person_id, pools, position)).one_or_none()
+    found = connection.execute(_FREE, {**look, "_after": -1 if position is None else position}).one_or_none()
     if found is None and position is not None:
-        found = connection.execute(_free(project.id, person_id, pools, None)).one_or_none()
+        found = connection.execute(_FREE, {**look, "_after": -1}).one_or_none()
     if found is None:
         raise NoTask("empty")
     return hand_out(connection, project, person_id, found.task_id, found.number)
@@ -88,84 +127,52 @@ def take_slot(connection: Connection, project: Project, person_id: str, pools: S
 
 def hand_out(connection: Connection, project: Project, person_id: str, task_id: str, number: int) -> Row[Any]:
     """Lease one slot of a task to a person, and draw the order in which they see the completions."""
-    task = connection.execute(select(tasks).where(tasks.c.id == task_id)).one()
+    task = connection.execute(_TASK, {"_task": task_id}).one()
     shown: list[str] = json.loads(task.completion_ids)
     # Drawn anew for each person and written down: the page shows this order each time.
     random.SystemRandom().shuffle(shown)
     now = time.time()
-    row = connection.execute(
-        insert(leases)
-        .values(
-            id=secrets.token_hex(16),
-            task_id=task.id,
-            person_id=person_id,
-            project_id=project.id,
-            position=task.position,
-            shown=json.dumps(shown),
-            guideline=project.guideline,
-            claimed_at=now,
-            skipped=False,
-        )
-        .returning(leases)
-    ).one()
-    connection.execute(
-        update(slots)
-        .where(slots.c.task_id == task_id, slots.c.number == number)
-        .values(state="leased", lease_id=row.id, expires_at=now + project.config.lease_minutes * 60)
-    )
+    values: dict[str, Any] = {
+        "id": secrets.token_hex(16),
+        "task_id": task.id,
+        "person_id": person_id,
+        "project_id": project.id,
+        "position": task.position,
+        "shown": json.dumps(shown),
+        "guideline": project.guideline,
+        "claimed_at": now,
+        "skipped": False,
+    }
+    row = connection.execute(_LEASE, values).one()
+    expires = now + project.config.lease_minutes * 60
+    connection.execute(_TAKE, {"_task": task_id, "_number": number, "_lease": row.id, "_expires": expires})
     return row
-
-
-def _free(project_id: str, person_id: str, pools: Sequence[str], after: int | None) -> Select[str, int]:
-    # The table of leases that is asked here must not be mixed up with the one of the slot's own lease.
-    had = leases.alias("had")
-    query = (
-        select(slots.c.task_id, slots.c.number)
-        .where(
-            slots.c.project_id == project_id,
-            NOT_DONE,
-            _is_free(time.time()),
-            slots.c.pool.in_(list(pools)),
-            ~exists().where(had.c.task_id == slots.c.task_id, had.c.person_id == person_id),
-        )
-        .order_by(slots.c.position, slots.c.number)
-        .limit(1)
-        .with_for_update(skip_locked=True, of=slots)
-    )
-    return query if after is None else query.where(slots.c.position > after)
-
-
-def _is_free(now: float) -> ColumnElement[bool]:
-    return or_(slots.c.state == "open", and_(slots.c.state == "leased", slots.c.expires_at < now))
 
 
 def extend_lease(connection: Connection, project: Project, lease_id: str) -> None:
     """Give a lease that is still held its whole time again."""
-    connection.execute(
-        update(slots)
-        .where(slots.c.lease_id == lease_id, slots.c.state == "leased")
-        .values(expires_at=time.time() + project.config.lease_minutes * 60)
-    )
+    expires = time.time() + project.config.lease_minutes * 60
+    connection.execute(_EXTEND, {"_lease": lease_id, "_expires": expires})
 
 
 def settle_slot(connection: Connection, lease: Row[Any], *, skipped: bool) -> bool:
     """Mark the lease's slot as done, or free it after a skip; False where it has gone to somebody else."""
-    own = (slots.c.lease_id == lease.id) & (slots.c.task_id == lease.task_id)
     if skipped:
+        own = (slots.c.lease_id == lease.id) & (slots.c.task_id == lease.task_id)
         values: dict[str, Any] = {"state": "open", "lease_id": None, "expires_at": None}
         connection.execute(update(slots).where(own).values(**values))
         return True
-    if connection.execute(update(slots).where(own).values(state="done", expires_at=None)).rowcount:
+    if connection.execute(_FINISH, {"_lease": lease.id, "_task": lease.task_id}).rowcount:
         return True
     # Gone, but another one of the task may be free: then this answer is one that was asked for.
     free = (
         select(slots.c.number)
-        .where(slots.c.task_id == lease.task_id, _is_free(time.time()))
+        .where(slots.c.task_id == lease.task_id, _IS_FREE)
         .order_by(slots.c.number)
         .limit(1)
         .with_for_update(skip_locked=True)
     )
-    number = connection.execute(free).scalar_one_or_none()
+    number = connection.execute(free, {"_now": time.time()}).scalar_one_or_none()
     if number is None:
         return False
     place = (slots.c.task_id == lease.task_id) & (slots.c.number == number)

@@ -15,7 +15,7 @@ from harken.errors import DataError
 from harken.feedback.privacy.keys import keys_path, read_keys
 from harken.feedback.source import ImportSource
 from harken.feedback.store import tables
-from harken.feedback.store.adding import Adding, utc_now
+from harken.feedback.store.adding import Adding, many_records, utc_now
 from harken.feedback.store.audit import COMMAND_LINE, record, record_import
 from harken.feedback.store.connect import Database, database_errors, open_database
 from harken.feedback.store.erase import Erasing, Erasure, clean_exports, erase_rows, plan, rewrite_database, scan
@@ -137,7 +137,7 @@ class FeedbackStore:
             StorageError: as `add`.
         """
         num_prompts = num_completions = num_judgments = 0
-        with self.database.writing(alone=True) as connection:
+        with many_records(), self.database.writing(alone=True) as connection:
             added = Adding(connection, self._erased_people(connection))
             for prompts, completions, judgments in parts:
                 num_prompts += added.prompts(prompts)

@@ -26,6 +26,7 @@ from harken.feedback.web import (
     work_pages,
 )
 from harken.feedback.web.deliver import Courier
+from harken.feedback.web.logs import RequestLog
 from harken.feedback.web.security import ConsentNeeded, Forbidden, LoginNeeded, Shell, TooOften, guard, is_api
 from harken.feedback.web.site import STATIC, Measure, Site, UiConfig, open_site
 
@@ -77,7 +78,8 @@ def serve_app(config: UiConfig, measure: Measure, chat: ChatRoom | None = None) 
         chat: two models to talk with, if there are any.
     """
     # Around the whole app: a middleware would miss the answers to errors that nobody foresaw.
-    return Shell(make_app(dataclasses.replace(open_site(config, measure), chat=chat)))
+    app = Shell(make_app(dataclasses.replace(open_site(config, measure), chat=chat)))
+    return RequestLog(app) if config.log_requests else app
 
 
 def _explain(request: Request, error: Exception) -> Response:

@@ -40,6 +40,8 @@ class UiConfig(Config):
     """File with the app's secret, readable by its owner only."""
     allowed_hosts: tuple[str, ...] = ()
     """Hosts in private networks, or without TLS, that webhooks may go to."""
+    log_requests: bool = False
+    """Write a line for each request."""
 
 
 Measure = Callable[[Sequence[Judgment], Sequence[Completion]], dict[str, Any]]
@@ -181,7 +183,8 @@ def check_address(address: str, *, insecure: bool) -> str:
     return f"{parts.scheme}://{parts.netloc}"
 
 
-def _site(request: Request) -> Site:
+async def _site(request: Request) -> Site:
+    # Waits for nothing: a plain function would be sent to a thread and back.
     return request.app.state.site
 
 
