@@ -23,7 +23,7 @@ from harken.feedback.exchange import read_harken
 from harken.feedback.store import Accounts, FeedbackStore
 from harken.preferences.pairs import preferences_from_export
 from harken.records import Comparison, Judgment
-from tests.browser.test_identity import ROOT
+from tests.browser.server import ROOT
 from tests.feedback.scripted import service
 from tests.feedback.working import PASSWORD
 

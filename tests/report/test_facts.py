@@ -332,7 +332,7 @@ def test_fine_tuning_prefers_the_held_out_loss():
 
 
 def run_with(info: RunInfo | None) -> RunFolder:
-    return RunFolder(info, None, None, [], [], None, [], [], None, [], {}, {})
+    return RunFolder(info, None, None, None, [], [], None, [], [], None, [], {}, {})
 
 
 def test_cost_names_total_machine_and_longest_stage():
