@@ -21,6 +21,29 @@ CONFIG_VARIABLE = "HARKEN_UI_CONFIG"
 GRACE_S = 10
 """Seconds that requests under way get when the server is stopped."""
 
+AddressOption = Annotated[
+    str | None,
+    typer.Option(
+        "--address", metavar="URL", help="Address people type, where a server with TLS stands in front of this one."
+    ),
+]
+SecretOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--secret-file",
+        metavar="F",
+        help="The app's secret, made if it is not there; by default beside the SQLite file or in ~/.config/harken.",
+    ),
+]
+HostsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-host",
+        metavar="HOST",
+        help="Host in a private network, or without TLS, that webhooks may go to; can be given more than once.",
+    ),
+]
+
 
 def ui(
     store: Annotated[
@@ -29,21 +52,9 @@ def ui(
     ] = "sqlite:///feedback.db",
     host: Annotated[str, typer.Option("--host", metavar="HOST", help="Network address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", metavar="N", help="Port to listen on.", min=1, max=65535)] = 8770,
-    address: Annotated[
-        str | None,
-        typer.Option(
-            "--address", metavar="URL", help="Address people type, where a server with TLS stands in front of this one."
-        ),
-    ] = None,
+    address: AddressOption = None,
     workers: Annotated[int, typer.Option("--workers", metavar="N", help="Server processes.", min=1, max=64)] = 1,
-    secret_file: Annotated[
-        Path | None,
-        typer.Option(
-            "--secret-file",
-            metavar="F",
-            help="The app's secret, made if it is not there; by default beside the SQLite file or in ~/.config/harken.",
-        ),
-    ] = None,
+    secret_file: SecretOption = None,
     insecure_http: Annotated[
         bool, typer.Option("--insecure-http", help="Allow an address without TLS; passwords are then readable for all.")
     ] = False,
@@ -51,14 +62,7 @@ def ui(
     chat_set: ChatSetOption = None,
     chat_names: ChatNamesOption = None,
     chat_moderation: ChatModerationOption = None,
-    allow_host: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--allow-host",
-            metavar="HOST",
-            help="Host in a private network, or without TLS, that webhooks may go to; can be given more than once.",
-        ),
-    ] = None,
+    allow_host: HostsOption = None,
     log_requests: Annotated[
         bool, typer.Option("--log-requests", help="Write a line of JSON for each request: route, status, time.")
     ] = False,

@@ -81,8 +81,9 @@ def collect(config: CollectConfig, out: Path, reporter: Reporter = QUIET) -> Pat
     run = Run(out, "collect", config, {})
     if run.finished:
         return out / "export"
+    add = _opened(config, reporter)
     with FeedbackStore.open(f"sqlite:///{out / 'feedback.db'}") as store:
-        notes = _import(config, store, reporter)
+        notes = add(store)
         store.export(out / "export")
         report = feedback_report(store.judgments, store.completions, store.status().judgments_by_answer)
     write_json(out / "agreement.json", report)
@@ -90,21 +91,32 @@ def collect(config: CollectConfig, out: Path, reporter: Reporter = QUIET) -> Pat
     return out / "export"
 
 
-def _import(config: CollectConfig, store: FeedbackStore, reporter: Reporter) -> tuple[str, ...]:
-    """Add what a recipe names to a store and return what is odd in it; rows that cannot be used are counted."""
+def _opened(config: CollectConfig, reporter: Reporter) -> Callable[[FeedbackStore], tuple[str, ...]]:
+    """Open what a recipe names and return what adds it to a store and says what is odd in it.
+
+    It is opened before there is a store, so that a wrong path leaves nothing behind. Rows that cannot be used are counted.
+    """
     named = None if config.format == "auto" else config.format
     own = foreign(config.path, named)
     if own is not None:
         imported = read_feedback(own, config.path, reporter.say)
-        store.add(imported.prompts, imported.completions, imported.judgments, source=imported.source)
-        return imported.source.notes
+
+        def add_records(store: FeedbackStore) -> tuple[str, ...]:
+            store.add(imported.prompts, imported.completions, imported.judgments, source=imported.source)
+            return imported.source.notes
+
+        return add_records
     labeling = Path(config.labeling_config) if config.labeling_config else None
     reading = Reading(Path(config.path), config.columns, config.scales, labeling, config.buckets)
     importing = Importing(open_data(reading, None if named == "ratings" else named))
-    store.add_parts(importing.parts(), source=importing.source)
-    for note in importing.notes():
-        reporter.say(f"note: {note}")
-    return importing.notes()
+
+    def add_rows(store: FeedbackStore) -> tuple[str, ...]:
+        store.add_parts(importing.parts(), source=importing.source)
+        for note in importing.notes():
+            reporter.say(f"note: {note}")
+        return importing.notes()
+
+    return add_rows
 
 
 def prepare(config: PreferencesConfig, export: Path, out: Path) -> dict[str, Path]:

@@ -88,7 +88,7 @@ def running(folder: Path, source: Path = ROOT / "src") -> Iterator[Server]:
     finally:
         process.terminate()
         _, problems = process.communicate(timeout=30)
-    assert "Traceback" not in problems
+    assert "Traceback" not in problems, problems[-3000:]
 
 
 def _wait_for(address: str, process: subprocess.Popen[str], most_s: float = 120) -> None:

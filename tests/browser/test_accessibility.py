@@ -54,7 +54,7 @@ def test_every_page_is_accessible_light_and_dark_enlarged_and_narrow(page: Page,
     for name, path in pages.items():
         if name.startswith(("/login", "/join")):
             continue  # these look the same for a person who is logged in, and are visited below
-        page.emulate_media(color_scheme="light")
+        page.emulate_media(color_scheme="light", reduced_motion="reduce")
         page.set_viewport_size({"width": 1280, "height": 900})
         page.goto(f"{server.address}{path}")
         problems += [f"{name}: {text}" for text in _look(page)]
@@ -68,9 +68,9 @@ def test_every_page_is_accessible_light_and_dark_enlarged_and_narrow(page: Page,
 def _look(page: Page) -> list[str]:
     page.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
     problems = _axe(page)
-    page.emulate_media(color_scheme="dark")
+    page.emulate_media(color_scheme="dark", reduced_motion="reduce")
     problems += [f"dark: {text}" for text in _axe(page, ["color-contrast", "link-in-text-block"])]
-    page.emulate_media(color_scheme="light")
+    page.emulate_media(color_scheme="light", reduced_motion="reduce")
     # A window of 1280 at 200 and at 400 %; then the text alone at 200 %.
     for width in (640, 320):
         page.set_viewport_size({"width": width, "height": 800})

@@ -33,8 +33,8 @@ def test_all_commands_of_the_contract_are_there() -> None:
     stages = {"generate", "preferences", "sft", "reward", "dpo", "ppo", "ilql", "rft", "score", "evaluate", "report"}
     stages |= {"ipo", "simpo", "orpo", "cpo", "kto", "online-dpo"}
     stages |= {"rloo", "grpo", "dr-grpo", "reinforce-pp", "remax", "gspo", "cispo", "dapo"}
-    assert single == {"demo", "run", "init", "doctor", "bench", "plan", "ui"} | stages
-    collect = {"import", "export", "status", "agreement", "tasks"}
+    assert single == {"demo", "run", "init", "doctor", "bench", "plan", "export", "ui"} | stages
+    collect = {"import", "export", "status", "agreement", "tasks", "sample", "judge", "backup", "restore"}
     assert {path[1] for path in COMMANDS if path[0] == "collect"} >= collect
     assert {path[1] for path in COMMANDS if path[0] == "data"} == {"check", "convert"}
 

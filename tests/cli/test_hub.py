@@ -33,7 +33,7 @@ def test_rows_come_through_the_real_libraries_and_what_is_not_there_is_said(tmp_
     server = HubServer("owner/name", files)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     # The libraries read these once, so they are told in a process of their own.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
     environment |= {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path)}
     environment |= {"HF_HUB_DISABLE_TELEMETRY": "1"}
     child = subprocess.Popen(

@@ -120,7 +120,7 @@ def test_ones_own_copy_opens_no_door_and_names_nobody_else(work: Workshop) -> No
 
 def test_old_drafts_and_sessions_go_and_answers_stay(work: Workshop) -> None:
     _busy(work)
-    assert set(retention_kinds()) == {"counters", "drafts", "invitations", "sessions"}
+    assert set(retention_kinds()) == {"counters", "deliveries", "drafts", "invitations", "sessions", "tokens"}
     now = datetime.datetime.now(datetime.UTC)
     days = {"drafts": 30.0, "sessions": 30.0}
     for age, expected in ((29, {"drafts": 0, "sessions": 0}), (31, {"drafts": 1, "sessions": 1})):

@@ -66,6 +66,7 @@ def test_at_most_a_chunk_of_logits_is_alive(
     # The self-tests read one or two texts, in chunks of their own or to compare with the model's own logits.
     for name in ("ppo.check_output_layer", "preference.check_output_layer", "selftest.check_layers"):
         monkeypatch.setattr(f"harken.policy.{name}", lambda *arguments: None)
+    monkeypatch.setattr("harken.lm.export.check_export", lambda *arguments: None)
     monkeypatch.setattr("harken.policy.preference.can_share_prompts", lambda *arguments: True)
     with WidestLogits() as seen:
         loop(tiny_model_dir, tmp_path)

@@ -256,3 +256,26 @@ def test_all_equal_votes_have_no_alpha() -> None:
     assert found is not None
     assert found["alpha_nominal"] is None
     assert found["raw_agreement"] == 1
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_one_or_a_few_votes_are_measured_too(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    size = int(rng.integers(1, 7))
+    pairs = np.sort(np.array([rng.choice(5, 2, replace=False) for _ in range(size)]), axis=1)
+    votes = votes_of(
+        5,
+        1,
+        pairs[:, 0],
+        pairs[:, 1],
+        rng.integers(-1, 2, size),
+        side=rng.choice([-1, 1], size),
+        judge=np.zeros(size, dtype=np.int64),
+    )
+    texts = ["a", "**b** " * 3, "- c\n- d", "# e\n\nlong " * 9, "f" * 50]
+    models = ["one", "two", "three", "one", "two"] if seed % 2 else [""] * 5
+    found = length_bias(votes, texts, models)
+    assert found["longer_wins"]["n"] <= size
+    for one in found["coefficients"].values():
+        assert one["low"] <= one["value"] <= one["high"]
+    assert json.loads(json.dumps(position_bias(votes), allow_nan=False))["shown_first_wins"]["n"] <= size

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from harken.estimates import wilson
-from harken.preferences.bradley_terry import PairVotes, fit_scores
+from harken.preferences.bradley_terry import Coefficient, PairVotes, fit_scores
+from harken.preferences.covariance import UndeterminedError
 from harken.preferences.numeric import Floats, Ints, binomial_p, chi_square_p, normal_p
 from harken.preferences.votes import Votes
 
@@ -61,9 +62,10 @@ def position_bias(votes: Votes) -> dict[str, Any]:
     # Without votes on both sides the side cannot be told from the order of the ids.
     if won.any() and len(np.unique(votes.side)) == 2:
         side = votes.side[:, None].astype(np.float64)
-        fit = fit_scores(PairVotes(len(votes.items), votes.first, votes.second, votes.outcome, votes.weight, side))
-        low, high = fit.coefficients[0].interval()
-        found["logits"] = {"value": fit.coefficients[0].value, "low": low, "high": high}
+        own = PairVotes(len(votes.items), votes.first, votes.second, votes.outcome, votes.weight, side)
+        for coefficient in _determined(own):
+            low, high = coefficient.interval()
+            found["logits"] = {"value": coefficient.value, "low": low, "high": high}
     return found
 
 
@@ -134,11 +136,19 @@ def _coefficients(votes: Votes, relative: Floats, models: Sequence[str]) -> dict
         return {}
     columns = relative[:, varies]
     num_items = int(item.max()) + 1
-    fit = fit_scores(PairVotes(num_items, item[votes.first], item[votes.second], votes.outcome, votes.weight, columns))
+    own = PairVotes(num_items, item[votes.first], item[votes.second], votes.outcome, votes.weight, columns)
     labels = [name for name, used in zip(("length", *STYLE), varies.tolist(), strict=True) if used]
     found: dict[str, Any] = {}
-    for label, coefficient in zip(labels, fit.coefficients, strict=True):
+    for label, coefficient in zip(labels, _determined(own), strict=False):
         low, high = coefficient.interval()
         p = normal_p(coefficient.value / coefficient.error) if coefficient.error > 0 else None
         found[label] = {"value": coefficient.value, "low": low, "high": high, "p": p}
     return found
+
+
+def _determined(votes: PairVotes) -> tuple[Coefficient, ...]:
+    """Return the coefficients of the votes' covariates; none where the votes are too few to tell."""
+    try:
+        return fit_scores(votes).coefficients
+    except UndeterminedError:
+        return ()

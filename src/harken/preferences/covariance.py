@@ -2,12 +2,17 @@
 
 import numpy as np
 
+from harken.errors import DataError
 from harken.preferences.numeric import Floats, Ints, inverse
 
 MAX_BLOCK = 2000
 """Completions in one connected component up to which its block is inverted (n^3 operations)."""
 _MAX_CROSS = 20_000_000
 """Scores times other parameters up to which they are treated jointly: 160 MB."""
+
+
+class UndeterminedError(DataError):
+    """The votes do not determine the parameters beside the scores: too few, or one of them decides every vote."""
 
 
 class Covariance:
@@ -39,6 +44,9 @@ class Covariance:
             ridge: added to the Hessian's diagonal of the scores; at least 0.
             cross: (K, E) second derivatives of score and other parameter; None for none, or where K E is too large.
             other: (E, E) second derivatives of the other parameters.
+
+        Raises:
+            UndeterminedError: the Hessian has no inverse, or one that is no covariance.
         """
         self.num_scores = len(component)
         sizes = np.bincount(component)
@@ -62,7 +70,14 @@ class Covariance:
         self.other: Floats = np.zeros((0, 0))
         if cross is not None and other is not None:
             self._solved = self._solve(cross)
-            self.other = inverse(other - cross.T @ self._solved)
+            try:
+                self.other = inverse(other - cross.T @ self._solved)
+            except np.linalg.LinAlgError:
+                self.other = np.full_like(other, -1.0)
+            if (np.diagonal(self.other) < 0).any():
+                raise UndeterminedError(
+                    f"{len(edges[0])} votes do not determine {len(other)} parameters beside the scores; give more votes"
+                )
 
     def _inverted(self, size: int, count: int, edges: tuple[Ints, Ints, Floats], ridge: float) -> Floats:
         chosen = self._size[edges[0]] == size
