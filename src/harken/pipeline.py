@@ -94,7 +94,8 @@ def collect(config: CollectConfig, out: Path, reporter: Reporter = QUIET) -> Pat
 def _opened(config: CollectConfig, reporter: Reporter) -> Callable[[FeedbackStore], tuple[str, ...]]:
     """Open what a recipe names and return what adds it to a store and says what is odd in it.
 
-    It is opened before there is a store, so that a wrong path leaves nothing behind. Rows that cannot be used are counted.
+    It is opened before there is a store, so that a wrong path leaves nothing behind. Rows that cannot be used are
+    counted.
     """
     named = None if config.format == "auto" else config.format
     own = foreign(config.path, named)
