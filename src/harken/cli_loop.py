@@ -46,7 +46,7 @@ def demo(
 ) -> None:
     """Run the whole loop once, on real ratings and a real model.
 
-    Takes 10 to 20 minutes on 2 CPU cores, by how fast they are in bf16, and writes out/demo/report.html
+    Takes up to 15 minutes on 2 CPU cores, by how fast they are in bf16, and writes out/demo/report.html
     (with --fast: 2 to 4 minutes and out/demo-fast/report.html).
     """
     folder = out or Path("out/demo-fast" if fast else "out/demo")
