@@ -21,6 +21,7 @@ from harken.config import (
     SftConfig,
 )
 from harken.policy import preference as preference_module
+from harken.policy import preference_data
 from harken.policy import sft as sft_module
 from harken.progress import Reporter
 from harken.records import Demonstration, PreferencePair
@@ -54,7 +55,7 @@ def fine_tune(job: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
     items = [Demonstration.model_validate(row["record"]) for row in data["rows"]]
     sizes = [len(row["prompt"]) + len(row["chosen"]) for row in data["rows"]]
     clock = StepClock()
-    with watched(sft_module) as seen, tempfile.TemporaryDirectory(dir=job["scratch"]) as folder:
+    with watched(sft_module, sft_module) as seen, tempfile.TemporaryDirectory(dir=job["scratch"]) as folder:
         sft_module.sft("smollm2", items, Path(folder) / "run", config, reporter=clock)
         rows = read_lines(Path(folder) / "run" / "metrics.jsonl")
     return finished(job, seen, clock, clock.seconds["sft"], sizes, rows)
@@ -86,7 +87,7 @@ def preference(job: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
 
     clock = StepClock()
     with (
-        watched(preference_module) as seen,
+        watched(preference_module, preference_data) as seen,
         mock.patch.object(preference_module, "reference_logprobs", timed_reference),
         tempfile.TemporaryDirectory(dir=job["scratch"]) as folder,
     ):
@@ -117,13 +118,17 @@ def training(job: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def watched(preference_module: ModuleType) -> Iterator[dict[str, Any]]:
+def watched(module: ModuleType, chooser: ModuleType | None = None) -> Iterator[dict[str, Any]]:
     """Let a training loop read its data in the order of the file, so that step by step all sides read the same.
+
+    Args:
+        module: of the loop.
+        chooser: what draws the loop's items with `draw_subset`, if anything does.
 
     Yields: facts that become known in the loop: the type that was chosen for weights and activations.
     """
     seen: dict[str, Any] = {}
-    load_model = preference_module.load_model
+    load_model = module.load_model
 
     def batches(rows: Sequence[int], batch_size: int, **_: Any) -> list[list[int]]:
         return [list(rows[start : start + batch_size]) for start in range(0, len(rows), batch_size)]
@@ -137,10 +142,10 @@ def watched(preference_module: ModuleType) -> Iterator[dict[str, Any]]:
         return loaded
 
     with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch.object(preference_module, "load_model", load))
-        stack.enter_context(mock.patch.object(preference_module, "shuffled_batches", batches))
-        if hasattr(preference_module, "draw_subset"):
-            stack.enter_context(mock.patch.object(preference_module, "draw_subset", subset))
+        stack.enter_context(mock.patch.object(module, "load_model", load))
+        stack.enter_context(mock.patch.object(module, "shuffled_batches", batches))
+        if chooser is not None:
+            stack.enter_context(mock.patch.object(chooser, "draw_subset", subset))
         yield seen
 
 
