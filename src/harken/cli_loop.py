@@ -8,9 +8,9 @@ import typer
 from harken.cli_common import SetOption, reporter, run_folder, show
 
 FAST = (
-    "preferences.max_pairs=256",
-    "preferences.max_heldout_pairs=100",
-    "sft.max_demonstrations=256",
+    "preferences.max_pairs=192",
+    "preferences.max_heldout_pairs=64",
+    "sft.max_demonstrations=192",
     "reward.normalization_samples=32",
     "ppo.steps=2",
     "ppo.prompts_per_step=32",
@@ -47,7 +47,7 @@ def demo(
     """Run the whole loop once, on real ratings and a real model.
 
     Takes up to 15 minutes on 2 CPU cores, by how fast they are in bf16, and writes out/demo/report.html
-    (with --fast: 2 to 4 minutes and out/demo-fast/report.html).
+    (with --fast: 2 minutes and out/demo-fast/report.html).
     """
     folder = out or Path("out/demo-fast" if fast else "out/demo")
     _run("reviews", folder, [*(FAST if fast else ()), *(changes or ())])
