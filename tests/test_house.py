@@ -7,6 +7,7 @@ import re
 import resource
 import subprocess
 import sys
+import time
 import tokenize
 import tomllib
 from collections.abc import Iterator
@@ -366,13 +367,20 @@ def test_importing_harken_does_not_import_torch() -> None:
     assert done.stdout.strip() == "True []", done.stdout + done.stderr
 
 
+def _seconds_of_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def test_help_starts_fast() -> None:
+    # By the clock where this runs alone, as in `make check`; beside other tests, which keep both cores busy, by the
+    # processor's time.
+    clock = time.perf_counter if "PYTEST_XDIST_WORKER" not in os.environ else _seconds_of_children
     times: list[float] = []
-    for _ in range(5):  # the best of five, and its processor time: other programs, tests too, run on this machine
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    for _ in range(5):  # the best of five: other programs may run on this machine
+        start = clock()
         done = _run("from harken.cli import main; main()", "--help")
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        times.append(clock() - start)
         assert done.returncode == 0, done.stderr
         assert "harken" in done.stdout.lower(), done.stdout
     assert min(times) < HELP_SECONDS, f"harken --help took {min(times):.2f} s: see -X importtime"

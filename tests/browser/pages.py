@@ -9,7 +9,7 @@ from harken.feedback.store import audit, people
 from harken.feedback.tasks import TaskLine
 from tests.browser.robot import AXES
 from tests.browser.server import Server
-from tests.feedback.test_web_security import BY_ROLE, OPEN
+from tests.feedback.routes import ROLES, pages_for
 from tests.feedback.working import SOURCE, Workshop, win
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -65,7 +65,7 @@ def fill(server: Server, texts: list[str], said: dict[str, Any] | None = None) -
             asked = people.publish_consent_text(connection, "participation", version, text, actor=audit.COMMAND_LINE)
             people.give_consent(connection, olga.id, asked)
     values = {"project_id": judged, "lease_id": lease.id, "person_id": olga.id, "token": token}
-    paths = sorted(path for path in OPEN.union(*BY_ROLE.values()) if not path.endswith(".json"))
+    paths = sorted(path for who in ("open", *ROLES) for path in pages_for(who) if not path.endswith(".json"))
     missing = {name for path in paths for name in re.findall(r"{(\w+)}", path)} - {*values}
     assert not missing, f"give a value for {missing} of a new page in tests/browser/pages.py"
     pages = {path: re.sub(r"{(\w+)}", lambda found: values[found.group(1)], path) for path in paths}

@@ -1,5 +1,6 @@
 """Small feedback made by hand, and the real ratings."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,11 @@ from argon2 import PasswordHasher
 
 from harken.assets import fetch
 from harken.feedback.source import Imported, ImportSource
+from harken.feedback.store import FeedbackStore
 from harken.records import Completion, Judge, Judgment, Message, Prompt, RatedAxis, Rating
 from tests.feedback.databases import fresh_database, postgres_server
+from tests.feedback.two_people import fill
+from tests.feedback.web_client import House
 
 
 @pytest.fixture(scope="session")
@@ -64,3 +68,20 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'f.db'}"
     return fresh_database(request.getfixturevalue("postgres"))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[FeedbackStore]:
+    """A store with what two people said (`two_people`)."""
+    with FeedbackStore.open(f"sqlite:///{tmp_path / 'f.db'}") as opened:
+        fill(opened)
+        yield opened
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Iterator[House]:
+    """The web app with an owner, Olga, and two annotators, Ann and Bob."""
+    house = House(tmp_path)
+    house.work.people("Ann", "Bob")
+    yield house
+    house.close()

@@ -1,7 +1,6 @@
 """Erasure: nothing of a person is left, and nothing brings them back."""
 
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,14 +35,6 @@ from tests.feedback.two_people import (
     make_erasing,
     make_sharing,
 )
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[FeedbackStore]:
-    with FeedbackStore.open(f"sqlite:///{tmp_path / 'f.db'}") as opened:
-        fill(opened)
-        yield opened
-
 
 # Erasure (checks 13 and 14)
 

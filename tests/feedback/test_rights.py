@@ -4,7 +4,6 @@ import datetime
 import json
 import sqlite3
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,15 +26,7 @@ from harken.records import (
     Judgment,
     Timing,
 )
-from tests.feedback.two_people import ANN, BOB, ME, erase, exported, fill, give_demographics, make_sharing
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[FeedbackStore]:
-    with FeedbackStore.open(f"sqlite:///{tmp_path / 'f.db'}") as opened:
-        fill(opened)
-        yield opened
-
+from tests.feedback.two_people import ANN, BOB, ME, erase, exported, give_demographics, make_sharing
 
 # Pseudonyms (checks 11 and 12)
 

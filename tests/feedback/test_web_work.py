@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,14 +66,6 @@ BAD_FORMS: dict[str, list[dict[str, str]]] = {
         {"spans": '[[0, 2, "false", "odd"]]'},
     ],
 }
-
-
-@pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
-    house = House(tmp_path)
-    house.work.people("Ann", "Bob")
-    yield house
-    house.close()
 
 
 def _start(house: House, kind: str, client: TestClient, num_tasks: int = 2) -> Lease:

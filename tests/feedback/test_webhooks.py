@@ -1,8 +1,6 @@
 """Webhooks: what is queued when, how it is signed, tried again and given up, and where it is never sent."""
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -23,14 +21,6 @@ from tests.feedback.working import Workshop, win
 
 ALL = ["judgment.saved", "task.completed", "project.completed"]
 SECRET = b"s" * 64
-
-
-@pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
-    house = House(tmp_path)
-    house.work.people("Ann", "Bob")
-    yield house
-    house.close()
 
 
 def _drain(webhooks: Webhooks) -> list[dict[str, str]]:

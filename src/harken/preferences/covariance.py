@@ -70,14 +70,7 @@ class Covariance:
         self.other: Floats = np.zeros((0, 0))
         if cross is not None and other is not None:
             self._solved = self._solve(cross)
-            try:
-                self.other = inverse(other - cross.T @ self._solved)
-            except np.linalg.LinAlgError:
-                self.other = np.full_like(other, -1.0)
-            if (np.diagonal(self.other) < 0).any():
-                raise UndeterminedError(
-                    f"{len(edges[0])} votes do not determine {len(other)} parameters beside the scores; give more votes"
-                )
+            self.other = _covariance(other - cross.T @ self._solved)
 
     def _inverted(self, size: int, count: int, edges: tuple[Ints, Ints, Floats], ridge: float) -> Floats:
         chosen = self._size[edges[0]] == size
@@ -122,3 +115,15 @@ class Covariance:
 def fits_jointly(num_scores: int, num_others: int) -> bool:
     """Say whether scores and other parameters are few enough for a joint covariance."""
     return num_others <= MAX_BLOCK and num_scores * num_others <= _MAX_CROSS
+
+
+def _covariance(hessian: Floats) -> Floats:
+    """Return the inverse of a Hessian; near a singular one it can have variances below 0, which are none."""
+    problem = f"the votes do not determine {len(hessian)} parameters beside the scores; give more votes"
+    try:
+        found = inverse(hessian)
+    except np.linalg.LinAlgError as error:
+        raise UndeterminedError(problem) from error
+    if (np.diagonal(found) < 0).any():
+        raise UndeterminedError(problem)
+    return found
