@@ -9,6 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from harken.config import FullConfig, LoraConfig, OptimizerConfig
 from harken.errors import DataError, UsageError
+from harken.lm import llama
+from harken.lm.attention import SHORT
 from harken.lm.batch import pad
 from harken.lm.forward import completion_logprobs
 from harken.lm.optim import Optimizer
@@ -67,11 +69,12 @@ def test_a_config_without_a_size_is_an_error_that_names_it() -> None:
         shape_from_config({"hidden_size": 8, "num_attention_heads": 2, "vocab_size": 9}, "x/config.json")
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("dtype", "short"), [(torch.float32, 0), (torch.bfloat16, 0), (torch.bfloat16, SHORT)])
 @pytest.mark.parametrize("tune", [LoraConfig(rank=4), FullConfig()])
 def test_what_is_kept_for_the_backward_pass_is_what_autograd_saves(
-    tune: LoraConfig | FullConfig, dtype: torch.dtype
+    tune: LoraConfig | FullConfig, dtype: torch.dtype, short: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(llama, "SHORT", short)  # longest row that is attended to by plain products
     trunk = make_trunk("llama", dtype)
     trunk.add_role("policy", tune, seed=0)
     shape = model_shape(trunk)
@@ -98,9 +101,7 @@ def test_what_is_kept_for_the_backward_pass_is_what_autograd_saves(
 
     # Per position: what more rows add, so that tensors of a fixed size (angles, adapters) drop out.
     measured = (saved(24) - saved(8)) / (16 * TINY.row_tokens)
-    job = dataclasses.replace(TINY, tune=tune.kind, weight_bytes=dtype.itemsize, plain_attention_up_to=96)
-    if dtype == torch.float32:
-        job = dataclasses.replace(job, plain_attention_up_to=0)
+    job = dataclasses.replace(TINY, tune=tune.kind, weight_bytes=dtype.itemsize, plain_attention_up_to=short)
     # The last norm, the angles and single numbers are not counted: up to 4 of about 45 vectors, with only two layers.
     assert kept_for_backward(shape, job) == pytest.approx(measured, rel=0.1)  # see above
     # What does not grow with the rows: joined weights or adapters. The first layer's input has no gradient to pass on,

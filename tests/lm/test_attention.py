@@ -1,15 +1,20 @@
-"""Attention by plain products gives what torch's fused kernel gives."""
+"""Attention by products, over whole rows or over spans, gives what torch's fused kernel gives."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from harken.config import ComputeConfig
-from harken.lm import attention
-from harken.lm.attention import NAME, SHORT, short_attention
+from harken.config import ComputeConfig, FullConfig
+from harken.lm import attention, llama
+from harken.lm.attention import NAME, SHORT, short_attention, span_attention
+from harken.lm.batch import Batch, Span, Tokens, pack, pad, pad_shared
 from harken.lm.load import load_model
+from tests.lm.archs import make_trunk, random_tokens
 
 
 class _Layer(torch.nn.Module):
@@ -77,3 +82,104 @@ def test_it_is_used_for_bf16_on_a_cpu_only(tiny_model_dir: Path) -> None:
 
     assert implementation("bfloat16") == NAME
     assert implementation("float32") == "sdpa"
+
+
+def _tokens(*sizes: int) -> list[Tokens]:
+    return random_tokens(0, [(size - 2, 2) for size in sizes])
+
+
+BATCHES = {
+    "padded": pad(_tokens(5, 9, 3)),
+    "packed": pack(_tokens(5, 9, 3, 7), 12),
+    "shared": pad_shared([[Tokens([1, 2, 3, 4], [5, 6, 7]), Tokens([1, 2, 3, 4], [8])], _tokens(6)]),
+    "a prompt of one token": pad_shared([[Tokens([1], [5, 6, 7]), Tokens([1], [8])]]),
+}
+every_batch = pytest.mark.parametrize("batch", BATCHES.values(), ids=BATCHES)
+
+
+def _may_read(batch: Batch) -> torch.Tensor:
+    """Return (N, N) bool over all real tokens, from the batch's own fields, token by token."""
+    places = [(row, place) for row, length in enumerate(batch.lengths.tolist()) for place in range(length)]
+
+    def reads(asking: tuple[int, int], seen: tuple[int, int]) -> bool:
+        row, place = asking
+        if row != seen[0] or seen[1] > place:
+            return False
+        if batch.segments is not None:
+            return int(batch.segments[seen]) in (0, int(batch.segments[asking]))
+        if batch.position_ids is not None:
+            return place - seen[1] <= int(batch.position_ids[asking])
+        return True
+
+    return torch.tensor([[reads(asking, seen) for seen in places] for asking in places])
+
+
+@every_batch
+def test_spans_are_the_tokens_that_each_token_may_read(batch: Batch) -> None:
+    expected = _may_read(batch)
+    found = torch.zeros_like(expected)
+    for start, end, shared_start, shared_end in batch.spans():
+        for place in range(start, end):
+            found[place, start : place + 1] = True
+            found[place, shared_start:shared_end] = True
+    assert torch.equal(found, expected)
+
+
+@every_batch
+@pytest.mark.parametrize("block", [1, 2, 128])
+def test_attention_over_spans_equals_the_fused_kernel(
+    batch: Batch, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "BLOCK", block)
+    generator = torch.Generator().manual_seed(0)
+    count = int(batch.lengths.sum())
+    inputs = [torch.randn(count, heads, 4, generator=generator).requires_grad_() for heads in (6, 2, 2)]
+    wanted = torch.randn(count, 24, generator=generator)
+    query, key, value = inputs
+    ours = span_attention(query, key, value, batch.spans(), 0.3)
+    query, key, value = (part.transpose(0, 1)[None] for part in inputs)
+    read = scaled_dot_product_attention(query, key, value, _may_read(batch), scale=0.3, enable_gqa=True)
+    theirs = read[0].transpose(0, 1).flatten(1)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    for mine, other in zip(*(torch.autograd.grad(out, inputs, wanted) for out in (ours, theirs)), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-5)
+
+
+def test_the_gradient_of_attention_over_spans_is_its_derivative() -> None:
+    generator = torch.Generator().manual_seed(0)
+    spans = [Span(0, 3, 0, 0), Span(3, 5, 0, 3), Span(5, 6, 0, 3), Span(6, 8, 6, 6)]
+    inputs = [
+        torch.randn(8, heads, 3, generator=generator, dtype=torch.float64).requires_grad_() for heads in (4, 2, 2)
+    ]
+    # The softmax is in fp32 whatever the type, so derivatives are good to about 1e-4 only.
+    assert torch.autograd.gradcheck(
+        lambda query, key, value: span_attention(query, key, value, spans, 0.5), inputs, eps=1e-2, atol=1e-3, rtol=1e-2
+    )
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+@pytest.mark.parametrize("shape", ["padded", "packed", "shared"])
+def test_long_rows_in_bf16_give_the_states_and_gradients_of_short_ones(
+    name: str, shape: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+
+    def spanned(query: Tensor, key: Tensor, value: Tensor, spans: Sequence[Span], scale: float) -> Tensor:
+        calls.append(len(query))
+        return span_attention(query, key, value, spans, scale)
+
+    monkeypatch.setattr(llama, "span_attention", spanned)
+    found: list[dict[str, torch.Tensor]] = []
+    for short in (SHORT, 0):
+        monkeypatch.setattr(llama, "SHORT", short)
+        trunk = make_trunk(name, torch.bfloat16)
+        trunk.add_role("policy", FullConfig(), seed=0)
+        states = trunk.hidden("policy", BATCHES[shape])
+        states.float().square().sum().backward()
+        gradients = {key: value.grad for key, value in trunk.parameters("policy").items() if value.grad is not None}
+        found.append({"states": states.detach(), **gradients})
+    assert len(calls) == 2  # layers
+    assert found[0].keys() == found[1].keys()
+    for key, value in found[0].items():
+        error = (value - found[1][key]).float().norm() / value.float().norm()
+        assert error < 0.02, (key, error)

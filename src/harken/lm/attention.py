@@ -1,10 +1,13 @@
-"""Attention for short sequences in bf16 on a CPU, where torch's fused kernel is slower than plain products.
+"""Attention in bf16 on a CPU, where torch's fused kernel is slower than products and a softmax.
 
-Registered with transformers as one more implementation; everything else (long sequences, other devices and types) goes
-on to torch's `scaled_dot_product_attention` as before. Same mathematics, other rounding.
+Short rows: one product for all of them, keys that a query may not read included. Longer ones: a product for each block
+of queries with the keys that it may read. Short rows are also registered with transformers as one more implementation;
+everything else (other devices and types, long rows of a model's own forward pass) goes on to torch's
+`scaled_dot_product_attention`. Same mathematics, other rounding.
 """
 
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -12,10 +15,15 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from harken.lm.batch import Span
+
 NAME = "harken_short"
 
 SHORT = 96
-"""Longest sequence for which plain products were measured to be faster."""
+"""Longest row for which products over whole rows were measured to be faster."""
+
+BLOCK = 128
+"""Queries of a span that are multiplied at once: the keys behind them are skipped, and the scores stay in the cache."""
 
 
 def short_attention(
@@ -77,18 +85,115 @@ def plain_attention(
     return (weights @ value).reshape(rows, heads, length, width)
 
 
+def span_attention(query: Tensor, key: Tensor, value: Tensor, spans: Sequence[Span], scale: float) -> Tensor:
+    """Attend within spans; scores are computed again in the backward pass, so that none are kept.
+
+    Args:
+        query: (N, heads, D), all real tokens of a batch, row after row.
+        key: (N, key heads, D); several query heads may share a key head.
+        value: like `key`.
+        spans: of all N tokens (`Batch.spans`).
+        scale: of the products.
+
+    Returns: (N, heads x D).
+    """
+    return cast(Tensor, _SpanAttention.apply(query, key, value, spans, scale))
+
+
+class _SpanAttention(torch.autograd.Function):
+    """Blocks of queries against the keys they may read, softmax in fp32 (arXiv:2205.14135 for the backward pass)."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, spans: Sequence[Span], scale: float) -> Tensor:
+        queries, keys = _by_key_head(query * scale, key.shape[1]), _by_key_head(key, key.shape[1])
+        values = _by_key_head(value, key.shape[1])
+        read = torch.empty_like(queries)
+        for asking, known in _blocks(spans):
+            weights = _weights(queries, keys, asking, known).to(value.dtype)
+            read[:, :, asking] = (weights @ _part(values, known)).view_as(read[:, :, asking])
+        out = read.permute(2, 0, 1, 3).flatten(1)
+        ctx.save_for_backward(query, key, value, out)
+        ctx.spans, ctx.scale = spans, scale
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, out = ctx.saved_tensors
+        heads = key.shape[1]
+        queries, keys, values = (_by_key_head(part, heads) for part in (query * ctx.scale, key, value))
+        grad, read = (_by_key_head(part.view_as(query), heads) for part in (grads[0], out))
+        # What a softmax takes off the gradient of its weights: their mean under the weights.
+        means = (grad.float() * read.float()).sum(-1, keepdim=True)
+        for_queries = torch.empty_like(queries)
+        for_keys, for_values = (torch.zeros(keys.shape, device=key.device) for _ in range(2))
+        for asking, known in _blocks(ctx.spans):
+            weights = _weights(queries, keys, asking, known)
+            wanted = grad[:, :, asking].flatten(1, 2)
+            _add(for_values, known, weights.to(grad.dtype).transpose(1, 2) @ wanted)
+            errors = (wanted @ _part(values, known).transpose(1, 2)).float()
+            errors = errors.sub_(means[:, :, asking].flatten(1, 2)).mul_(weights).to(grad.dtype)
+            for_queries[:, :, asking] = (errors @ _part(keys, known)).view_as(for_queries[:, :, asking])
+            _add(for_keys, known, errors.transpose(1, 2) @ queries[:, :, asking].flatten(1, 2))
+        whole = for_queries.permute(2, 0, 1, 3).reshape(query.shape) * ctx.scale
+        for_key, for_value = (part.squeeze(1).transpose(0, 1).to(key.dtype) for part in (for_keys, for_values))
+        return whole, for_key, for_value, None, None
+
+
+Known = tuple[slice, slice]
+"""Keys that a block reads: shared ones, and its own span's up to the block's end."""
+
+
+def _blocks(spans: Sequence[Span]) -> Iterator[tuple[slice, Known]]:
+    for start, end, shared_start, shared_end in spans:
+        for first in range(start, end, BLOCK):
+            last = min(first + BLOCK, end)
+            yield slice(first, last), (slice(shared_start, shared_end), slice(start, last))
+
+
+def _by_key_head(x: Tensor, heads: int) -> Tensor:
+    """Return (key heads, heads of each, N, D) of (N, heads, D), without gaps."""
+    return x.unflatten(1, (heads, -1)).permute(1, 2, 0, 3).contiguous()
+
+
+def _part(x: Tensor, known: Known) -> Tensor:
+    """Return (key heads, keys, D) of keys or values (key heads, 1, N, D)."""
+    shared, own = known
+    if shared.start == shared.stop:
+        return x[:, 0, own]
+    return torch.cat([x[:, 0, shared], x[:, 0, own]], dim=1)
+
+
+def _add(x: Tensor, known: Known, part: Tensor) -> None:
+    """Add to keys or values (key heads, 1, N, D) where they were read."""
+    shared, own = known
+    size = shared.stop - shared.start
+    x[:, 0, shared] += part[:, :size]
+    x[:, 0, own] += part[:, size:]
+
+
+def _weights(queries: Tensor, keys: Tensor, asking: slice, known: Known) -> Tensor:
+    """Return (key heads, heads of each x queries, keys) of a block, fp32."""
+    chosen = queries[:, :, asking]
+    scores = (chosen.flatten(1, 2) @ _part(keys, known).transpose(1, 2)).float()
+    size = chosen.shape[2]
+    behind = torch.ones(size, size, dtype=torch.bool, device=scores.device).triu(1)
+    # The last keys are the block's own tokens; all others stand before each of them.
+    scores.unflatten(1, (-1, size))[..., -size:].masked_fill_(behind, torch.finfo(scores.dtype).min)
+    return scores.softmax(-1)
+
+
 AttentionInterface.register(NAME, short_attention)
 AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
-def prefers_plain(query: Tensor) -> bool:
-    """Whether plain products are faster than torch's fused kernel for these queries: short, bf16, on a CPU."""
-    return query.shape[2] <= SHORT and query.dtype == torch.bfloat16 and query.device.type == "cpu"
+def prefers_products(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether products are faster than torch's fused kernel for this type on this device."""
+    return dtype == torch.bfloat16 and device.type == "cpu"
 
 
 def use_short_attention(model: PreTrainedModel) -> None:
     """Switch a model to this attention where it pays: bf16 on a CPU, and the model would use torch's fused kernel."""
     config: Any = model.config
     is_plain = config._attn_implementation == "sdpa" and not getattr(config, "attn_logit_softcapping", None)
-    if is_plain and model.dtype == torch.bfloat16 and model.device.type == "cpu":
+    if is_plain and prefers_products(model.dtype, model.device):
         model.set_attn_implementation(NAME)

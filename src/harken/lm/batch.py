@@ -3,6 +3,7 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -31,6 +32,16 @@ class Tokens(NamedTuple):
     def size(self) -> int:
         """Number of tokens of both."""
         return len(self.prompt) + len(self.completion)
+
+
+class Span(NamedTuple):
+    """Tokens of one sequence that stand together, counted over all real tokens of a batch, row after row."""
+
+    start: int
+    end: int
+    shared_start: int
+    """From here to `shared_end`: tokens before `start` that all of the span read too; none where both are equal."""
+    shared_end: int
 
 
 @dataclass(frozen=True)
@@ -95,6 +106,26 @@ class Batch:
         is_before = torch.ones(size, size, dtype=torch.bool, device=self.ids.device).tril()
         asking, seen = self.segments[:, :, None], self.segments[:, None, :]
         return (is_before & ((seen == 0) | (seen == asking)))[:, None]
+
+    def spans(self) -> list[Span]:
+        """Return what `attention_mask` says, and packing and padding, as spans: each token reads those up to itself."""
+        found: list[Span] = []
+        begin = 0
+        for row, length in enumerate(self.lengths.tolist()):
+            if self.segments is not None:
+                part = self.segments[row, :length]
+                starts = [0, *((part[1:] != part[:-1]).nonzero().flatten() + 1).tolist()]
+            elif self.position_ids is not None:
+                starts = (self.position_ids[row, :length] == 0).nonzero().flatten().tolist()
+            else:
+                starts = [0]
+            is_shared = self.segments is not None and int(self.segments[row, 0]) == 0
+            shared_end = begin + starts[1] if is_shared and len(starts) > 1 else begin
+            for start, end in pairwise((*starts, length)):
+                sees = shared_end if start else begin
+                found.append(Span(begin + start, begin + end, begin, sees))
+            begin += length
+        return found
 
 
 def pad(sequences: Sequence[Tokens], device: torch.device | str = "cpu") -> Batch:

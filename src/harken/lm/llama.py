@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.activations import SiLUActivation
 
-from harken.lm.attention import plain_attention, prefers_plain
+from harken.lm.attention import SHORT, plain_attention, prefers_products, span_attention
 from harken.lm.batch import Batch
 from harken.lm.lora import LoraLinear
 
@@ -161,8 +161,12 @@ def hidden_states(network: Any, role: str | None, batch: Batch, *, num_layers: i
     real = (steps < batch.lengths[:, None]).flatten().nonzero().squeeze(1)
     places = None if len(real) == count * size else real
 
+    spans = batch.spans() if prefers_products(layers.dtype, layers.device) and size > SHORT else None
+
     def attend(number: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         del number
+        if spans is not None:
+            return span_attention(queries, keys, values, spans, layers.scale)
         q, k, v = (_spread(part, places, count * size) for part in (queries, keys, values))
         read = attend_whole(layers, count, q, k, v, allowed)
         return read if places is None else read[places]
@@ -196,7 +200,7 @@ def attend_whole(
     Returns: (B x S, heads x D).
     """
     q, k, v = (part.unflatten(0, (count, -1)).transpose(1, 2) for part in (queries, keys, values))
-    if prefers_plain(q):
+    if prefers_products(q.dtype, q.device) and q.shape[2] <= SHORT:
         read = plain_attention(q, k, v, allowed, scale=layers.scale, is_causal=allowed is None)
     else:
         read = functional.scaled_dot_product_attention(

@@ -35,8 +35,7 @@ class Optimizer:
             betas=settings.betas,
             eps=settings.eps,
             weight_decay=settings.weight_decay,
-            fused=False,
-            foreach=True,
+            fused=True,
         )
 
     def learning_rate(self) -> float:
@@ -130,6 +129,4 @@ class Optimizer:
                     if f"{name}::{key}" in tensors
                 }
                 if moments:
-                    for key in ("exp_avg", "exp_avg_sq"):
-                        moments[key] = moments[key].to(master.device)
-                    self._adam.state[master] = moments
+                    self._adam.state[master] = {key: moment.to(master.device) for key, moment in moments.items()}
