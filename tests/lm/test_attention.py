@@ -153,7 +153,7 @@ def test_the_gradient_of_attention_over_spans_is_its_derivative() -> None:
     ]
     # The softmax is in fp32 whatever the type, so derivatives are good to about 1e-4 only.
     assert torch.autograd.gradcheck(
-        lambda query, key, value: span_attention(query, key, value, spans, 0.5), inputs, eps=1e-2, atol=1e-3, rtol=1e-2
+        lambda query, key, value: span_attention(query, key, value, spans, 0.5), inputs, eps=1e-2, atol=1e-3, rtol=1e-2  # see above
     )
 
 
