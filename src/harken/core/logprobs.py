@@ -278,7 +278,8 @@ def draw_tokens(
     _check_temperature(temperature)
     _check_uniforms(uniforms_N, len(logits_NV))
     rows = max(1, _CACHED_LOGITS // logits_NV.shape[1]) if logits_NV.device.type == "cpu" else len(logits_NV)
-    tokens, logprobs = logits_NV.new_empty(len(logits_NV), dtype=torch.long), []
+    tokens = logits_NV.new_empty(len(logits_NV), dtype=torch.long)
+    logprobs: list[Tensor] = []
     for start in range(0, len(logits_NV), rows):
         chosen = slice(start, start + rows)
         tempered = _tempered(logits_NV[chosen], temperature)
