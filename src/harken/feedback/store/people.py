@@ -12,6 +12,7 @@ from harken.errors import DataError, UsageError
 from harken.feedback.privacy.keys import DemographicsKey
 from harken.feedback.store.adding import utc_now
 from harken.feedback.store.audit import record, reference
+from harken.feedback.store.conversations import conversation_prompts
 from harken.feedback.store.people_tables import (
     consent_texts,
     consents,
@@ -19,7 +20,7 @@ from harken.feedback.store.people_tables import (
     person_columns,
     withdrawals,
 )
-from harken.feedback.store.tables import judgments
+from harken.feedback.store.tables import judgments, prompts
 from harken.records import Record
 
 Purpose = Literal["participation", "demographics"]
@@ -170,8 +171,9 @@ def own_data(
         UsageError: it holds nothing.
     """
     found: dict[str, list[dict[str, Any]]] = {}
-    for table, column in [*person_columns(), (judgments, judgments.c.judge_id)]:
-        rows = connection.execute(select(table).where(column == person)).mappings()
+    owned = [(table, column == person) for table, column in [*person_columns(), (judgments, judgments.c.judge_id)]]
+    for table, is_theirs in [*owned, (prompts, prompts.c.id.in_(conversation_prompts(person)))]:
+        rows = connection.execute(select(table).where(is_theirs)).mappings()
         if listed := [_own(table, dict(row), person) for row in rows]:
             found.setdefault(table.name, []).extend(listed)
     if key is not None:

@@ -8,7 +8,7 @@ from fastapi.responses import JSONResponse, RedirectResponse, Response
 from pydantic import TypeAdapter, ValidationError
 from starlette.datastructures import FormData
 
-from harken.feedback.store import Given, Lease, NoTask
+from harken.feedback.store import Given, Lease, NoTask, Project
 from harken.feedback.web.kinds import BadForm, fill_form, make_answer
 from harken.feedback.web.security import Anyone, FormDep, ReviewerDep, Worker, limit, text_of, texts_of
 from harken.feedback.web.site import Site, SiteDep
@@ -38,8 +38,19 @@ _DRAFT = TypeAdapter(dict[str, str])
 @router.get("/")
 def home(request: Request, site: SiteDep, person: Anyone) -> Response:
     """Show the projects a person can work on."""
-    projects = [(project, site.leases.count_of(project.id, person.id)) for project in site.projects.all()]
-    return site.page(request, "home.html.jinja", projects=projects)
+    projects = [
+        (project, site.leases.count_of(project.id, person.id))
+        for project in site.projects.all()
+        if person.role != "annotator" or _is_for(site, project, person.id)
+    ]
+    chat_project = site.chat.project_id if site.chat else ""
+    return site.page(request, "home.html.jinja", projects=projects, chat_project=chat_project)
+
+
+def _is_for(site: Site, project: Project, person_id: str) -> bool:
+    if project.config.access == "everyone":
+        return True
+    return any(member.person_id == person_id for member in site.projects.members(project.id))
 
 
 @router.get("/projects/{project_id}")
