@@ -1,4 +1,4 @@
-"""Every setting of a project can be made in the web app, and those about giving out work can be changed there."""
+"""Every setting of a project can be made in the web app; those about giving out work can be changed there."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -141,3 +141,14 @@ def test_a_member_is_added_changed_and_removed(house: House) -> None:
     assert "/tasks/" in post(ann, f"/projects/{project.id}/next").headers["location"]
     assert post(olga, path, {"person_id": person, "remove": "1"}).status_code == 303
     assert house.work.projects.members(project.id) == []
+
+
+def test_the_start_page_has_projects_that_are_ones_own(house: House) -> None:
+    open_to_all = house.work.project(num_tasks=1).name
+    closed = house.work.project(num_tasks=1, access="members")
+    olga, ann = house.logged_in("Olga"), house.logged_in("Ann")
+    assert [name in ann.get("/").text for name in (open_to_all, closed.name)] == [True, False]
+    assert closed.name in olga.get("/").text
+    person = next(one.id for one in house.work.accounts.everyone() if one.name == "Ann")
+    post(olga, f"/manage/projects/{closed.id}/members", {"person_id": person})
+    assert closed.name in ann.get("/").text

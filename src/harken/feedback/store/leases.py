@@ -113,6 +113,15 @@ class Leases:
             NoTask: the project is closed, not theirs, or holds nothing more for them; or their limit is reached.
         """
         with self._database.writing(durable=False) as connection:
+            return _read(connection, _own(connection, self.take(project_id, person_id), person_id))
+
+    def take(self, project_id: str, person_id: str) -> str:
+        """Give a person a task as `claim` does, and return the lease's id only.
+
+        Raises:
+            NoTask: as `claim`.
+        """
+        with self._database.writing(durable=False) as connection:
             # PostgreSQL: two tabs of one person wait for each other here, so that they get one task.
             connection.execute(_LOCK_PERSON, {"_person": person_id})
             project = read_project(connection, project_id)
@@ -126,7 +135,7 @@ class Leases:
                     row = take_slot(connection, project, person_id, pools)
             else:
                 extend_lease(connection, project, row.id)
-            return _read(connection, row)
+            return row.id
 
     def get(self, lease_id: str, person_id: str) -> Lease:
         """Return a lease of this person.

@@ -24,9 +24,15 @@ from harken.feedback.store.tables import judgments, prompts
 from harken.records import Record
 
 Purpose = Literal["participation", "demographics"]
-# Written once: every request for a task asks it.
+# Written once: every request for a task asks them.
 _TEXTS = (
     select(consent_texts).where(consent_texts.c.purpose == bindparam("_purpose")).order_by(consent_texts.c.seq.desc())
+)
+_AGREED = select(consents.c.seq).where(
+    consents.c.person_id == bindparam("_person"),
+    consents.c.purpose == bindparam("_purpose"),
+    consents.c.version == bindparam("_version"),
+    consents.c.withdrawn_at.is_(None),
 )
 
 
@@ -92,13 +98,8 @@ def needs_consent(connection: Connection, person: str, purpose: Purpose) -> bool
     current = current_consent_text(connection, purpose)
     if current is None:
         return False
-    query = select(consents.c.seq).where(
-        consents.c.person_id == person,
-        consents.c.purpose == purpose,
-        consents.c.version == current.version,
-        consents.c.withdrawn_at.is_(None),
-    )
-    return connection.execute(query).first() is None
+    values = {"_person": person, "_purpose": purpose, "_version": current.version}
+    return connection.execute(_AGREED, values).first() is None
 
 
 def withdraw(connection: Connection, person: str, purpose: Purpose, key: DemographicsKey | None, *, actor: str) -> int:

@@ -9,7 +9,7 @@ from starlette.datastructures import FormData, UploadFile
 
 from harken.config.base import build
 from harken.config.project import ProjectConfig
-from harken.errors import DataError
+from harken.errors import ConfigError, DataError
 from harken.feedback.source import ImportSource
 from harken.feedback.store import Member, Role
 from harken.feedback.tasks import parse_tasks
@@ -43,7 +43,7 @@ def make_project(request: Request, site: SiteDep, form: FormDep, owner: OwnerDep
     try:
         config = build(ProjectConfig, project_values(form), where="project")
         project = site.projects.make(text_of(form, "name"), config, owner, text_of(form, "guideline"))
-    except DataError as error:
+    except (ConfigError, DataError) as error:
         return _overview(request, site, f"{error}", form)
     return RedirectResponse(f"/manage/projects/{project.id}", status_code=303)
 
@@ -120,7 +120,7 @@ def set_settings(request: Request, site: SiteDep, form: FormDep, owner: OwnerDep
     try:
         values = {"task": site.projects.get(project_id).config.task.model_dump(), **work_values(form)}
         site.projects.set_config(project_id, build(ProjectConfig, values, where="project"), owner)
-    except DataError as error:
+    except (ConfigError, DataError) as error:
         return _project(request, site, project_id, problem=f"{error}", fields=texts_of(form))
     return RedirectResponse(f"/manage/projects/{project_id}", status_code=303)
 

@@ -69,10 +69,10 @@ def next_task(site: SiteDep, person: Worker, project_id: str) -> Response:
 
 def _go_on(site: Site, person_id: str, project_id: str, saved: str) -> Response:
     try:
-        lease = site.leases.claim(project_id, person_id)
+        lease_id = site.leases.take(project_id, person_id)
     except NoTask as error:
         return RedirectResponse(f"/projects/{project_id}?why={error.why}", status_code=303)
-    return RedirectResponse(f"/tasks/{lease.id}{f'?saved={saved}' if saved else ''}", status_code=303)
+    return RedirectResponse(f"/tasks/{lease_id}{f'?saved={saved}' if saved else ''}", status_code=303)
 
 
 @router.get("/tasks/{lease_id}")
