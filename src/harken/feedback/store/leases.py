@@ -83,6 +83,8 @@ class Lease:
     """The answer that counts, if there is one."""
     draft: str
     claimed_at: float
+    ended_at: float | None
+    """When the answer that counts came."""
     is_held: bool
     """Whether the slot is still this person's; if not, an answer is one more than was asked for."""
     seconds_left: float
@@ -202,21 +204,20 @@ class Leases:
             announce(connection, judgment, settles=is_new and not skipped and not surplus)
             return judgment
 
-    def history(self, project_id: str, person_id: str, limit: int = 50) -> list[Lease]:
-        """Return the newest leases of a person that have an answer, newest first."""
-        query = (
-            select(leases)
-            .where(leases.c.person_id == person_id, leases.c.project_id == project_id)
-            .where(leases.c.judgment_id.is_not(None))
-            .order_by(leases.c.ended_at.desc())
-            .limit(limit)
-        )
-        with self._database.reading() as connection:
-            return [_read(connection, row) for row in connection.execute(query).all()]
+    def history(
+        self, project_id: str, person_id: str | None = None, *, limit: int = 50, before: float | None = None
+    ) -> list[Lease]:
+        """Return the newest leases that have an answer, newest first.
 
-    def finished(self, project_id: str, limit: int = 50, before: float | None = None) -> list[Lease]:
-        """Return the newest answered leases of everybody, for reviewers; `before` is the `ended_at` to go on from."""
+        Args:
+            project_id: of which project.
+            person_id: whose; None for everybody's, as reviewers see them.
+            limit: how many at most.
+            before: the `ended_at` to go on from.
+        """
         query = select(leases).where(leases.c.project_id == project_id, leases.c.judgment_id.is_not(None))
+        if person_id is not None:
+            query = query.where(leases.c.person_id == person_id)
         if before is not None:
             query = query.where(leases.c.ended_at < before)
         with self._database.reading() as connection:
@@ -305,6 +306,7 @@ def _read(connection: Connection, row: Row[Any]) -> Lease:
         judgment=_judgment(connection, row.judgment_id) if row.judgment_id else None,
         draft=row.draft or "",
         claimed_at=row.claimed_at,
+        ended_at=row.ended_at,
         is_held=task.lease_id is not None,
         seconds_left=max(0.0, (task.expires_at or 0.0) - time.time()),
     )

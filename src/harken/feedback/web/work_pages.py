@@ -32,6 +32,8 @@ WHY_NO_TASK = {
     "unqualified": "This project is for people who answer its first tasks as expected. Ask its owner about yours.",
     "empty": "There is nothing to do for you at the moment. Thank you for what you did!",
 }
+_A_PAGE = 50
+"""Answers on one page."""
 _DRAFT = TypeAdapter(dict[str, str])
 
 
@@ -186,18 +188,28 @@ def save_draft(site: SiteDep, form: FormDep, person: Anyone, lease_id: str) -> R
 
 
 @router.get("/projects/{project_id}/answers")
-def own_answers(request: Request, site: SiteDep, person: Anyone, project_id: str) -> Response:
+def own_answers(
+    request: Request, site: SiteDep, person: Anyone, project_id: str, before: float | None = None
+) -> Response:
     """Show what a person answered last, each with a link to change it."""
-    project = site.projects.get(project_id)
-    leases = site.leases.history(project.id, person.id)
-    return site.page(request, "answers.html.jinja", project=project, leases=leases, names={}, of_all=False)
+    return _answers(request, site, project_id, person.id, before)
 
 
 @router.get("/projects/{project_id}/review")
-def review(request: Request, site: SiteDep, person: ReviewerDep, project_id: str) -> Response:
+def review(
+    request: Request, site: SiteDep, person: ReviewerDep, project_id: str, before: float | None = None
+) -> Response:
     """Show reviewers what everybody answered last."""
     del person
+    return _answers(request, site, project_id, None, before)
+
+
+def _answers(request: Request, site: Site, project_id: str, person_id: str | None, before: float | None) -> Response:
     project = site.projects.get(project_id)
-    names = {one.id: one.name for one in site.accounts.everyone()}
-    leases = site.leases.finished(project.id)
-    return site.page(request, "answers.html.jinja", project=project, leases=leases, names=names, of_all=True)
+    names = {one.id: one.name for one in site.accounts.everyone()} if person_id is None else {}
+    leases = site.leases.history(project.id, person_id, limit=_A_PAGE, before=before)
+    older = leases[-1].ended_at if len(leases) == _A_PAGE else None
+    return site.page(
+        request, "answers.html.jinja", project=project, leases=leases, names=names, of_all=person_id is None,
+        older=older,
+    )  # fmt: skip
