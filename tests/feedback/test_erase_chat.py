@@ -16,7 +16,8 @@ from harken.feedback.privacy.keys import keys_path, read_keys
 from harken.feedback.store import FeedbackStore, Given, Person, audit
 from harken.feedback.store.erase import Erasing, JudgmentPolicy, plan
 from harken.feedback.store.live import LiveTask, record_turn
-from harken.feedback.store.people import own_data
+from harken.feedback.store.people import own_data, withdraw
+from harken.feedback.store.streams import Streams
 from harken.records import Comparison, Completion, Judge, Judgment, Message, Prompt, content_id
 from tests.feedback.two_people import make_sharing
 from tests.feedback.working import SOURCE, Workshop
@@ -134,6 +135,24 @@ def test_ones_own_copy_has_what_one_wrote_and_nothing_of_others(work: Workshop) 
         copies = [str(own_data(connection, one.id, None, actor=ME)) for one in (ann, bob)]
     assert [TYPED in one for one in copies] == [True, False]
     assert [KEPT in one for one in copies] == [False, True]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_after_withdrawing_a_conversation_is_in_no_export(work: Workshop, tmp_path: Path, shared: bool) -> None:
+    ann, bob = _conversations(work)
+    with work.store.database.writing() as connection:
+        assert withdraw(connection, ann.id, "participation", None, actor=ME) == 1
+    work.store.export(tmp_path / "out", make_sharing(work.store, "s") if shared else None)
+    assert _hits(tmp_path / "out", "Quillonius") == []
+    verify(tmp_path / "out")
+    found = read_harken(tmp_path / "out")
+    # Bob's turn is whole: his message, two answers, his vote and the model's.
+    assert [len(part) for part in (list(found.prompts), list(found.completions), list(found.judgments))] == [1, 2, 2]
+    (project,) = work.projects.all()
+    streams = Streams(work.store.database)
+    sent = [list(streams.export(project.id, what, bob)) for what in ("judgments", "prompts", "completions")]
+    assert [len(part) for part in sent] == [1, 1, 2]
+    assert "Quillonius" not in str(sent)
 
 
 def test_an_export_without_the_person_is_not_written_anew(work: Workshop, tmp_path: Path) -> None:

@@ -10,12 +10,13 @@ CHAT_POOL = "chat:"
 """Begins the pool of a task from the live chat; its lease's id follows."""
 
 
-def conversation_prompts(person: str) -> Select[tuple[str]]:
-    """Return the query for the ids of all prompts that hold what a person wrote into the live chat."""
+def conversation_prompts(who: str | Select[tuple[str]]) -> Select[tuple[str]]:
+    """Return the query for the ids of all prompts that hold what a person, or several, wrote into the live chat."""
+    is_theirs = leases.c.person_id == who if isinstance(who, str) else leases.c.person_id.in_(who)
     return (
         select(tasks.c.prompt_id)
         .join(leases, leases.c.task_id == tasks.c.id)
-        .where(leases.c.person_id == person, tasks.c.pool == literal(CHAT_POOL).concat(leases.c.id))
+        .where(is_theirs, tasks.c.pool == literal(CHAT_POOL).concat(leases.c.id))
     )
 
 
