@@ -8,7 +8,7 @@ end there.
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,6 +103,10 @@ class Gone:
         found = _PROMPT_ID.search(line) if self.prompts else None
         return found is not None and found[1].decode() in self.prompts
 
+    def is_one_of_them(self, line: bytes) -> bool:
+        """Return True for the line of one of the prompts."""
+        return _CONVERSATION in line and json.loads(line)["id"] in self.prompts
+
 
 def conversations(export: Artifact) -> set[str]:
     """Return the ids of the prompts in an export that come from a live chat."""
@@ -124,12 +128,11 @@ def take_out(export: Artifact, gone: Gone) -> None:
     ids = {record.id for record, _ in _judgments(export, gone) if gone.has(record)}
     if not ids and not gone.prompts:
         return
+    # Prompts last: after a kill in between they still say that there is something to take out.
     kept = {"judgments": _write(export, "judgments", _without(export, ids))}
     if gone.prompts:
-        is_theirs = {"prompts": lambda line: _CONVERSATION in line and json.loads(line)["id"] in gone.prompts}
-        for name, goes in {**is_theirs, "completions": gone.is_about}.items():
-            with (export.path / f"{name}.jsonl").open("rb") as file:
-                kept[name] = _write(export, name, (line for line in file if not goes(line)))
+        kept["completions"] = _write(export, "completions", _unless(export, "completions", gone.is_about))
+        kept["prompts"] = _write(export, "prompts", _unless(export, "prompts", gone.is_one_of_them))
     old = export.manifest
     counts = {**old.info.get("counts", {}), **{name: count for name, (_, count) in kept.items()}}
     info: dict[str, Any] = {**old.info, REPLACES: [*old.info.get(REPLACES, []), old.digest()], "counts": counts}
@@ -150,6 +153,12 @@ def _without(export: Artifact, gone: set[str]) -> Iterator[bytes]:
             line = mended.model_dump_json(exclude_none=True).encode() + b"\n"
         if record.id not in gone:
             yield line
+
+
+def _unless(export: Artifact, name: str, goes: Callable[[bytes], bool]) -> Iterator[bytes]:
+    """Yield the lines of one kind of record but those that go."""
+    with (export.path / f"{name}.jsonl").open("rb") as file:
+        yield from (line for line in file if not goes(line))
 
 
 def _write(export: Artifact, name: str, lines: Iterable[bytes]) -> tuple[str, int]:
