@@ -6,7 +6,7 @@ from sqlalchemy import Connection, Row, exists, func, insert, select
 
 from harken.feedback.store.projects import QUALIFICATION_POOL, Project
 from harken.feedback.store.slots import NoTask, hand_out
-from harken.feedback.store.work_tables import leases, members, slots, tasks
+from harken.feedback.store.work_tables import leases, members, opt_outs, slots, task_tags, tasks
 
 
 def take_qualification(connection: Connection, project: Project, person_id: str) -> Row[Any] | None:
@@ -29,10 +29,13 @@ def take_qualification(connection: Connection, project: Project, person_id: str)
             return None
         raise NoTask("unqualified")
     had = leases.alias("had")
+    is_unwanted = exists().where(
+        opt_outs.c.person_id == person_id, task_tags.c.tag == opt_outs.c.tag, task_tags.c.task_id == tasks.c.id
+    )
     next_task = (
         select(tasks.c.id)
         .where(tasks.c.project_id == project.id, tasks.c.qualifies.is_(True))
-        .where(~exists().where(had.c.task_id == tasks.c.id, had.c.person_id == person_id))
+        .where(~exists().where(had.c.task_id == tasks.c.id, had.c.person_id == person_id), ~is_unwanted)
         .order_by(tasks.c.position)
         .limit(1)
         # Two people who begin at once must not make the same slot.
