@@ -30,7 +30,7 @@ WANTED_GB = 2.0
 def comparisons(judgments: int, prompts: int, judges: int, seed: int = 0) -> Iterator[dict[str, Any]]:
     """Yield rows in random order of prompts; what each says is drawn from judges who differ in care and side habit."""
     rng = np.random.default_rng(seed)
-    words = _words(random.Random(seed), 3000)
+    asked, answered = _texts(seed, prompts, 12), _texts(seed + 1, prompts * COMPLETIONS, 40)
     prompt = rng.integers(0, prompts, judgments)
     judge = rng.integers(0, judges, judgments)
     care, habit = rng.uniform(0, 2, judges), rng.normal(0, 0.2, judges)
@@ -42,22 +42,20 @@ def comparisons(judgments: int, prompts: int, judges: int, seed: int = 0) -> Ite
     for n in range(judgments):
         name, sides = int(prompt[n]), (int(first[n]), int(second[n]))
         yield {
-            "prompt": _text(words, seed, 12, name, COMPLETIONS),
-            **{f"completion_{letter}": _text(words, seed, 40, name, s) for letter, s in zip("ab", sides, strict=True)},
-            **{f"model_{letter}": f"model-{side}" for letter, side in zip("ab", sides, strict=True)},
+            "prompt": asked[name],
+            **{f"completion_{letter}": answered[name * COMPLETIONS + s] for letter, s in zip("ab", sides, strict=True)},
+            **{f"model_{letter}": f"model-{s}" for letter, s in zip("ab", sides, strict=True)},
             "winner": "tie" if tied[n] else "a" if won[n] else "b",
             "judge": f"judge-{judge[n]:04d}",
         }
 
 
-def _words(rng: random.Random, count: int) -> list[str]:
+def _texts(seed: int, count: int, mean_words: int) -> list[str]:
+    """Return made-up texts, none shorter than half the mean or longer than one and a half."""
+    rng = random.Random(seed)
     syllables = [one + two for one in "bdfgklmnprst" for two in "aeiou"]
-    return ["".join(rng.choices(syllables, k=rng.randint(1, 4))) for _ in range(count)]
-
-
-def _text(words: Sequence[str], seed: int, mean_words: int, *name: int) -> str:
-    rng = random.Random(hash((seed, *name)))
-    return " ".join(rng.choices(words, k=rng.randint(mean_words // 2, mean_words * 3 // 2)))
+    words = ["".join(rng.choices(syllables, k=rng.randint(1, 4))) for _ in range(3000)]
+    return [" ".join(rng.choices(words, k=rng.randint(mean_words // 2, mean_words * 3 // 2))) for _ in range(count)]
 
 
 @dataclass(frozen=True)

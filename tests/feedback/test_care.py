@@ -10,9 +10,11 @@ import pytest
 from harken.config.project import Qualification
 from harken.feedback.privacy.keys import demographics_key_path, read_demographics_key, stored_demographics_key
 from harken.feedback.questions import MAX_WORDS, NOT_SAID, QUESTIONS
-from harken.feedback.store import FeedbackStore, NoTask, audit, people
+from harken.feedback.store import FeedbackStore, Given, NoTask, audit, people
 from harken.feedback.store.care import opt_out, opted_out
+from harken.feedback.store.qualify import qualification_of
 from harken.feedback.tasks import TaskLine
+from harken.records import Comparison
 from tests.feedback.web_client import House, post
 from tests.feedback.working import SOURCE, Workshop, lines, win
 
@@ -75,6 +77,13 @@ def test_opting_out_holds_for_a_task_in_hand_and_for_qualification(store: Feedba
     second = work.leases.claim(project.id, ann.id)
     assert second.warnings == ()
     assert second.prompt.id != first.prompt.id
+    # To skip what one refuses is no wrong answer.
+    work.leases.submit(first.id, ann.id, Given(answer=Comparison(outcome="skip")))
+    with store.database.reading() as connection:
+        assert qualification_of(connection, project.id, ann.id) == (0, 0)
+    _opt_out(work, ann.id)
+    with store.database.reading() as connection:
+        assert qualification_of(connection, project.id, ann.id) == (1, 0)
 
 
 def test_own_data_and_erasure_know_what_somebody_opted_out_of(store: FeedbackStore) -> None:

@@ -17,11 +17,12 @@ from collections.abc import Generator, Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, BinaryIO, cast
 
+from harken.artifacts import MAX_LINE, bounded_lines
 from harken.errors import DataError
 from harken.feedback.exchange.entry import BadRow, Row
 from harken.feedback.exchange.optional import hub_rows, parquet_rows
 
-MAX_ROW = 32 << 20
+MAX_ROW = MAX_LINE
 """Bytes of the largest line, row or cell; a longer one is refused."""
 MAX_RATIO = 200
 """Text packs to a fifth or a tenth; what packs better than this is made to fill memory or disk."""
@@ -199,20 +200,6 @@ def _line_rows(path: Path, file: BinaryIO) -> Iterator[tuple[int, Row | BadRow]]
         except UnicodeDecodeError as error:
             row = BadRow(f"not UTF-8 text (byte {error.start}); convert the file")
         yield number, _object(row)
-
-
-def bounded_lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """Yield (number, line) in bounded memory.
-
-    Raises:
-        DataError: a line is longer than `MAX_ROW`.
-    """
-    number = 0
-    while line := file.readline(MAX_ROW + 1):
-        number += 1
-        if len(line) > MAX_ROW:
-            raise DataError(f"{path}:{number}: the line is longer than {MAX_ROW >> 20} MB; expected one row a line")
-        yield number, line.removesuffix(b"\n").removesuffix(b"\r")
 
 
 def _refuse_constant(name: str) -> float:
