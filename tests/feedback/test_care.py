@@ -43,7 +43,7 @@ def test_who_opted_out_is_never_given_a_marked_task(store: FeedbackStore, num_cl
     num_people = num_claims // 40
     everyone = work.people(*(f"person {n}" for n in range(num_people)))
     project = work.project(0, sensitive_tags=["violence"], overlap=100)
-    work.projects.add_tasks(project.id, _tagged(50, "de", "violence", every=2), SOURCE)
+    work.projects.add_tasks(project.id, _tagged(140, "de", "violence", every=2), SOURCE)
     careful = {person.id for person in everyone[::2]}
     for person in careful:
         _opt_out(work, person, "violence", "not a tag of any task")
@@ -55,13 +55,12 @@ def test_who_opted_out_is_never_given_a_marked_task(store: FeedbackStore, num_cl
             try:
                 lease = work.leases.claim(project.id, person)
             except NoTask:
-                assert person in careful or num_claims > 400
                 continue
             assert not (person in careful and lease.warnings)
             marked[bool(lease.warnings)] += 1
             work.leases.submit(lease.id, person, win(lease))
+    assert sum(marked.values()) > 0.95 * num_claims
     assert marked[True] > num_claims / 8
-    assert marked[False] > num_claims / 3
 
 
 def test_opting_out_holds_for_a_task_in_hand_and_for_qualification(store: FeedbackStore) -> None:
