@@ -206,6 +206,9 @@ def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is no number of JSON")
 
 
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+
+
 def parse_json(text: str) -> object:
     """Parse JSON of bounded depth whose texts can be written again.
 
@@ -213,7 +216,7 @@ def parse_json(text: str) -> object:
         BadRow: it is not such.
     """
     try:
-        value: object = json.loads(text, parse_constant=_refuse_constant)
+        value: object = _DECODER.decode(text)
         _check(text, value)
     except RecursionError as error:
         raise BadRow(f"brackets more than {MAX_DEPTH} deep") from error
@@ -254,7 +257,6 @@ def _object(row: object) -> Row | BadRow:
 
 def _array_rows(path: Path, file: BinaryIO) -> Iterator[tuple[int, Row | BadRow]]:
     """Yield the elements of a JSON array without reading it whole."""
-    decoder = json.JSONDecoder(parse_constant=_refuse_constant)
     texts = codecs.getincrementaldecoder("utf-8")()
     buffer, position, number, is_end = "", 0, 0, False
     file.read(1)
@@ -264,7 +266,7 @@ def _array_rows(path: Path, file: BinaryIO) -> Iterator[tuple[int, Row | BadRow]
         if buffer[position : position + 1] == "]":
             return
         try:
-            value, end = decoder.raw_decode(buffer, position)
+            value, end = _DECODER.raw_decode(buffer, position)
         except RecursionError as error:
             raise DataError(f"{path}: row {number + 1}: brackets more than {MAX_DEPTH} deep") from error
         except ValueError as error:
