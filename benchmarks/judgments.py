@@ -117,8 +117,8 @@ def main() -> None:
             f"{name:13s}{used.seconds:8.1f} s{used.processor_seconds:9.1f} s{used.peak_gb:10.2f} GB"
             f"  {'met' if is_met else 'MISSED'}"
         )
-    print(f"\n{given.judgments} judgments, {given.prompts} prompts, {given.judges} judges, {file.stat().st_size} bytes")
-    print("\n".join(lines))
+    data = f"{given.judgments} judgments, {given.prompts} prompts, {given.judges} judges, {file.stat().st_size} bytes"
+    sys.stdout.write("\n".join(["", data, *lines, ""]))
 
 
 if __name__ == "__main__":

@@ -140,7 +140,9 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
                 try:
                     yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
                 except UnicodeDecodeError as error:
-                    raise DataError(f"{path}:{number}: not UTF-8 text (byte {error.start}); convert the file") from error
+                    raise DataError(
+                        f"{path}:{number}: not UTF-8 text (byte {error.start}); convert the file"
+                    ) from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}; check the path") from error
 

@@ -68,7 +68,10 @@ def test_an_export_with_a_link_out_of_it_is_not_imported(tmp_path: Path) -> None
     assert call("collect", "export", "--store", store, "--out", export).code == 0
     (export / "judgments.jsonl").rename(tmp_path / "elsewhere.jsonl")
     (export / "judgments.jsonl").symlink_to(tmp_path / "elsewhere.jsonl")
-    for command in (("collect", "import", export, "--store", f"sqlite:///{tmp_path / 'g.db'}"), ("data", "check", export)):
+    for command in (
+        ("collect", "import", export, "--store", f"sqlite:///{tmp_path / 'g.db'}"),
+        ("data", "check", export),
+    ):
         ended = call(*command)
         assert (ended.code, "a symbolic link out of the folder" in ended.problem) == (2, True), ended
 

@@ -106,9 +106,13 @@ def test_a_marked_task_is_covered_with_a_warning_and_can_be_refused_for_good(hou
     assert "de</bdi>" not in page
     assert '<input type="checkbox" id="uncover">' in page
     # All that the task says is inside what is covered.
-    covered = re.sub(r'<section class="prompt covered".*?</section>|<div class="covered">.*?</fieldset>', "", page, flags=re.S)
-    assert "Question 0?" in page and "Answer a to 0." in page
-    assert "Question 0?" not in covered and "Answer a to 0." not in covered
+    covered = re.sub(
+        r'<section class="prompt covered".*?</section>|<div class="covered">.*?</fieldset>', "", page, flags=re.S
+    )
+    assert "Question 0?" in page
+    assert "Answer a to 0." in page
+    assert "Question 0?" not in covered
+    assert "Answer a to 0." not in covered
     done = post(client, f"{task}/opt-out", page=task)
     assert done.headers["location"] == f"/projects/{project.id}?why=opted-out"
     assert "no more tasks of this kind" in client.get(done.headers["location"]).text
@@ -131,15 +135,14 @@ def test_a_task_without_marks_is_not_covered(house: House) -> None:
     project = house.work.project(1, break_minutes=45)
     client = house.logged_in("Ann")
     page = client.get(post(client, f"/projects/{project.id}/next").headers["location"]).text
-    assert "covered" not in page and "uncover" not in page
+    assert "covered" not in page
+    assert "uncover" not in page
     assert 'data-break-minutes="45"' in page
 
 
 def _ask(house: House, text: str = "We ask for your age to know who judged. Deleted after two years.") -> str:
     with house.site.store.database.writing() as connection:
-        return people.publish_consent_text(
-            connection, "demographics", "1", text, actor=audit.COMMAND_LINE
-        ).sha256
+        return people.publish_consent_text(connection, "demographics", "1", text, actor=audit.COMMAND_LINE).sha256
 
 
 def _said(house: House) -> dict[str, dict[str, int]]:
@@ -161,7 +164,8 @@ def test_every_question_is_optional_and_nothing_is_chosen_beforehand(house: Hous
     _ask(house)
     client = house.logged_in("Ann")
     page = client.get(ABOUT).text
-    assert "checked" not in page and " required" not in page
+    assert "checked" not in page
+    assert " required" not in page
     assert page.count(f'value="{NOT_SAID}"') == page.count("In your own words") == len(QUESTIONS)
     assert page.count("Kept until you take it back.") == len(QUESTIONS)
     assert all(question.why in page for question in QUESTIONS)
@@ -186,12 +190,14 @@ def test_answers_are_kept_apart_changed_and_taken_back(house: House) -> None:
     # Own words single people out: what is counted and published is that they used their own.
     assert _said(house) == {"age": {"30 to 44": 1}, "gender": {"in own words": 1}}
     page = client.get(ABOUT).text
-    assert 'value="30 to 44" checked' in page and 'value="a &lt;i&gt;woman of my own"' in page
+    assert 'value="30 to 44" checked' in page
+    assert 'value="a &lt;i&gt;woman of my own"' in page
     assert page.count(" checked") == 1
     ann = next(one for one in house.work.accounts.everyone() if one.name == "Ann")
     key = stored_demographics_key(house.site.store.secrets)
     with house.site.store.database.reading() as connection:
-        assert key is not None and people.demographics_of(connection, ann.id, key)["age"] == "30 to 44"
+        assert key is not None
+        assert people.demographics_of(connection, ann.id, key)["age"] == "30 to 44"
         assert not people.needs_consent(connection, ann.id, "demographics")
     assert "Deleted: 2 answers" in post(client, f"{ABOUT}/take-back", page=ABOUT).text
     assert _said(house) == {}

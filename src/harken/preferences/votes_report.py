@@ -94,7 +94,7 @@ def _groups(votes: Votes, met: Meetings, group_of: Mapping[str, str], seed: int)
 
 
 class _Seen:
-    """What of the judges' records does not become votes: kinds, times, rankings, models' own, chances and gold of tasks."""
+    """What of the judges' records does not become votes: kinds, times, rankings, models' own, chances, gold."""
 
     def __init__(self) -> None:
         self.kinds: dict[str, str] = {}

@@ -66,7 +66,6 @@ _QUOTED = re.compile("'+[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 
 def read(rows: Iterable[tuple[int, Row | BadRow]], reading: Reading) -> Iterator[Entry | Refusal]:
     """Yield one entry a row."""
-
     may_be_quoted = reading.path.suffix != ".parquet"
 
     def one(row_number: int, row: Row) -> Iterator[Entry]:

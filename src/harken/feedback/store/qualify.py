@@ -52,8 +52,8 @@ def take_qualification(connection: Connection, project: Project, person_id: str)
 def qualification_of(connection: Connection, project_id: str, person_id: str) -> tuple[int, int]:
     """Return how many qualification tasks a person has answered, and how many rightly at the first try.
 
-    A skipped one counts as answered wrongly: else one could skip until an easy one comes. Not so one of a kind of content
-    that the person opted out of.
+    A skipped one counts as answered wrongly: else one could skip until an easy one comes. Not so one of a kind of
+    content that the person opted out of.
     """
     query = (
         select(func.count(), func.count().filter(leases.c.is_right.is_(True)))

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from sqlalchemy import Connection, select
 
 from harken.feedback.privacy.keys import DemographicsKey
-from harken.feedback.questions import group_of
 from harken.feedback.privacy.suppress import GroupTable, group_table, may_replace
+from harken.feedback.questions import group_of
 from harken.feedback.store.adding import utc_now
 from harken.feedback.store.people import demographics_by_attribute
 from harken.feedback.store.people_tables import consent_texts, consents, demographics, releases
