@@ -25,7 +25,8 @@ WHO = {
     "owner": """
         GET /manage, POST /manage/projects, GET /manage/projects/{project_id},
         POST /manage/projects/{project_id}/tasks, POST /manage/projects/{project_id}/guideline,
-        POST /manage/projects/{project_id}/state, POST /manage/projects/{project_id}/members,
+        POST /manage/projects/{project_id}/state, POST /manage/projects/{project_id}/settings,
+        POST /manage/projects/{project_id}/members,
         GET /manage/people, POST /manage/people/invite, POST /manage/people/{person_id}, GET /manage/tokens,
         POST /manage/tokens, POST /manage/tokens/{token_id}/revoke, GET /manage/webhooks,
         POST /manage/webhooks, POST /manage/webhooks/{webhook_id}/test,
