@@ -120,6 +120,10 @@ def test_a_marked_task_is_covered_with_a_warning_and_can_be_refused_for_good(hou
     (skipped,) = house.site.store.judgments()
     assert getattr(skipped.answer, "outcome", "") == "skip"
     assert house.site.projects.progress(project.id).num_skipped == 1
+    # In the lists of answers, too, a marked prompt is shown only to who asks for it.
+    for name, path in (("Ann", "answers"), ("Olga", "review")):
+        listed = house.logged_in(name).get(f"/projects/{project.id}/{path}").text
+        assert "<summary>The prompt, marked <bdi>violence</bdi>, <bdi>&lt;b&gt;self-harm</bdi></summary>" in listed
     # It is theirs to change, and nobody else's choice.
     assert 'value="violence" checked' in client.get("/account/content").text
     post(client, "/account/content", {"tag": "violence"}, page="/account/content")
@@ -167,7 +171,7 @@ def test_every_question_is_optional_and_nothing_is_chosen_beforehand(house: Hous
     assert "checked" not in page
     assert " required" not in page
     assert page.count(f'value="{NOT_SAID}"') == page.count("In your own words") == len(QUESTIONS)
-    assert page.count("Kept until you take it back.") == len(QUESTIONS)
+    assert page.count("Kept as said above, or until you take it back.") == len(QUESTIONS)
     assert all(question.why in page for question in QUESTIONS)
     assert "Deleted after two years." in page
     blank = post(client, ABOUT, {f"{question.name}-words": "" for question in QUESTIONS}, page=ABOUT)
