@@ -133,7 +133,7 @@ def sections(sheet: Datasheet) -> list[tuple[str, list[Row]]]:
                 Row("Judged by", _counted(sheet.judgments_by_judge)),
                 Row("Judgments a completion", f"{sheet.per_completion_mean:.1f} on average"),
                 Row("Intended use", about.intended_use or _NOT_TOLD),
-                Row("License", about.license or _NOT_TOLD),
+                Row("License", about.license or f"{_NOT_TOLD}; those of the sources stand below"),
                 Row("Publisher", about.publisher or _NOT_TOLD),
                 Row("Contact, also for erasure", about.contact or _NOT_TOLD),
             ],
