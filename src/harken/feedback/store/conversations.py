@@ -10,7 +10,7 @@ CHAT_POOL = "chat:"
 """Begins the pool of a task from the live chat; its lease's id follows."""
 
 
-def conversation_prompts(who: str | Select[tuple[str]]) -> Select[tuple[str]]:
+def conversation_prompts(who: str | Select[str]) -> Select[str]:
     """Return the query for the ids of all prompts that hold what a person, or several, wrote into the live chat."""
     is_theirs = leases.c.person_id == who if isinstance(who, str) else leases.c.person_id.in_(who)
     return (

@@ -59,9 +59,8 @@ def work_values(form: FormData) -> dict[str, Any]:
         if (text := text_of(form, name).strip())
     }
     if number := text_of(form, "qualification_tasks").strip():
-        values["qualification"] = {"num_tasks": number}
-        if percent := text_of(form, "qualification_percent").strip():
-            values["qualification"]["accuracy"] = _share(percent)
+        percent = text_of(form, "qualification_percent").strip()
+        values["qualification"] = {"num_tasks": number, **({"accuracy": _share(percent)} if percent else {})}
     if tags := _names(text_of(form, "sensitive_tags")):
         values["sensitive_tags"] = tags
     if "break_minutes" in form:
