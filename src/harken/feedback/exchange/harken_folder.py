@@ -21,13 +21,12 @@ class RecordFile(Collection[ModelT], Generic[ModelT]):
     def __init__(self, path: Path, model: type[ModelT]) -> None:
         self._path = path
         self._model = model
-        self._length = sum(1 for _ in self)
 
     def __iter__(self) -> Iterator[ModelT]:
         return iterate_records(self._path, self._model)
 
     def __len__(self) -> int:
-        return self._length
+        return sum(1 for _ in self)
 
     def __contains__(self, record: object) -> bool:
         return any(record == own for own in self)
