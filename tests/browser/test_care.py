@@ -1,6 +1,7 @@
 """What keeps people from harm, in a browser: covered texts, breaks, and the pages about it."""
 
 from collections.abc import Callable
+from typing import Any
 
 from playwright.sync_api import Page
 
@@ -11,7 +12,7 @@ from tests.browser.server import Server, start
 BLUR = "[...document.querySelectorAll('.covered')].map((one) => [getComputedStyle(one).filter, one.inert])"
 
 
-def _marked(server: Server, kind: str = "comparison", num_tasks: int = 2, **config: object) -> str:
+def _marked(server: Server, kind: str = "comparison", num_tasks: int = 2, **config: Any) -> str:
     tasks = [
         {"prompt": f"A wound, number {n}?", "completions": ["It bled.", "It healed."], "tags": ["injury"]}
         for n in range(num_tasks)

@@ -4,6 +4,7 @@ import random
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,7 +28,7 @@ def house(tmp_path: Path) -> Iterator[House]:
     house.close()
 
 
-def _tagged(num_tasks: int, *tags: str, every: int = 1, **fields: object) -> list[TaskLine]:
+def _tagged(num_tasks: int, *tags: str, every: int = 1, **fields: Any) -> list[TaskLine]:
     found = lines(num_tasks, **fields)
     return [line.model_copy(update={"tags": tags if n % every == 0 else ()}) for n, line in enumerate(found)]
 

@@ -187,7 +187,8 @@ class _Found:
 def _sorted(numbers: _Numbers, used: Ints) -> tuple[tuple[str, ...], Ints]:
     """Return the names in use, sorted, and for each number its place among them."""
     names = list(numbers)
-    kept = sorted(np.unique(used).tolist(), key=names.__getitem__)
+    in_use: list[int] = np.unique(used).tolist()
+    kept = sorted(in_use, key=names.__getitem__)
     place = np.zeros(len(names), dtype=np.int64)
     place[kept] = np.arange(len(kept))
     return tuple(names[n] for n in kept), place
