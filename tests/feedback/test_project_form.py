@@ -18,6 +18,8 @@ WORK = {
     "max_tasks_a_day": "9",
     "qualification_tasks": "5",
     "qualification_percent": "60",
+    "sensitive_tags": "violence, self-harm",
+    "break_minutes": "45",
 }
 GIVEN_OUT = {
     "overlap": 3,
@@ -27,6 +29,8 @@ GIVEN_OUT = {
     "max_tasks": 40,
     "max_tasks_a_day": 9,
     "qualification": {"num_tasks": 5, "accuracy": 0.6},
+    "sensitive_tags": ("violence", "self-harm"),
+    "break_minutes": 45,
 }
 SCALES = "true, kind\nsafe | 0 | 3 | harmful | harmless\nshort | 1 | 2"
 # Kind: the fields that are its own, and what they set.

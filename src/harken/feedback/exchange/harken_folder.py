@@ -6,8 +6,9 @@ from typing import Generic, TypeVar
 
 from pydantic import BaseModel
 
-from harken.artifacts import artifact_digest, iterate_records, manifest_path, verify
+from harken.artifacts import artifact_digest, iterate_records, manifest_path
 from harken.errors import DataError
+from harken.feedback.exchange.own import FILES, check_folder
 from harken.feedback.source import Imported, ImportSource
 from harken.records import Completion, Judgment, Prompt
 
@@ -20,13 +21,12 @@ class RecordFile(Collection[ModelT], Generic[ModelT]):
     def __init__(self, path: Path, model: type[ModelT]) -> None:
         self._path = path
         self._model = model
-        self._length = sum(1 for _ in self)
 
     def __iter__(self) -> Iterator[ModelT]:
         return iterate_records(self._path, self._model)
 
     def __len__(self) -> int:
-        return self._length
+        return sum(1 for _ in self)
 
     def __contains__(self, record: object) -> bool:
         return any(record == own for own in self)
@@ -44,13 +44,13 @@ def read_harken(path: Path) -> Imported:
             f"{path}: not a folder; expected one that `harken collect export` wrote, with "
             "prompts.jsonl, completions.jsonl and judgments.jsonl"
         )
-    verify(path)
+    check_folder(path)
     notes: tuple[str, ...] = ()
     if not manifest_path(path).exists():
         notes = ("no manifest.json: whether the files were changed could not be checked",)
     return Imported(
-        prompts=RecordFile(path / "prompts.jsonl", Prompt),
-        completions=RecordFile(path / "completions.jsonl", Completion),
-        judgments=RecordFile(path / "judgments.jsonl", Judgment),
+        prompts=RecordFile(path / FILES[0], Prompt),
+        completions=RecordFile(path / FILES[1], Completion),
+        judgments=RecordFile(path / FILES[2], Judgment),
         source=ImportSource("harken", path.resolve().name, artifact_digest(path), notes),
     )

@@ -48,7 +48,7 @@ _SAVE_DRAFT = (
     .values(draft=bindparam("_draft"))
 )
 _ASKED = (
-    select(tables.prompts.c.body, slots.c.lease_id, slots.c.expires_at)
+    select(tables.prompts.c.body, tasks.c.tags, slots.c.lease_id, slots.c.expires_at)
     .join(tasks, tasks.c.prompt_id == tables.prompts.c.id)
     .outerjoin(slots, slots.c.lease_id == bindparam("_lease"))
     .where(tasks.c.id == bindparam("_task"))
@@ -81,6 +81,8 @@ class Lease:
     """In the order in which this person sees them, always."""
     judgment: Judgment | None
     """The answer that counts, if there is one."""
+    warnings: tuple[str, ...]
+    """Tags of the task that the project's settings call sensitive."""
     draft: str
     claimed_at: float
     ended_at: float | None
@@ -297,13 +299,15 @@ def _read(connection: Connection, row: Row[Any]) -> Lease:
     task = connection.execute(_ASKED, {"_lease": row.id, "_task": row.task_id}).one()
     shown: list[str] = json.loads(row.shown)
     bodies = {found.id: found.body for found in connection.execute(_BODIES, {"_shown": shown})}
+    project = read_project(connection, row.project_id)
     return Lease(
         id=row.id,
         person_id=row.person_id,
-        project=read_project(connection, row.project_id),
+        project=project,
         prompt=Prompt.model_validate_json(task.body),
         completions=tuple(Completion.model_validate_json(bodies[name]) for name in shown),
         judgment=_judgment(connection, row.judgment_id) if row.judgment_id else None,
+        warnings=tuple(tag for tag in json.loads(task.tags) if tag in project.config.sensitive_tags),
         draft=row.draft or "",
         claimed_at=row.claimed_at,
         ended_at=row.ended_at,

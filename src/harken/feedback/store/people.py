@@ -10,6 +10,7 @@ from sqlalchemy import Connection, Table, bindparam, delete, select, update
 
 from harken.errors import DataError, UsageError
 from harken.feedback.privacy.keys import DemographicsKey
+from harken.feedback.questions import group_of
 from harken.feedback.store.adding import utc_now
 from harken.feedback.store.audit import record, reference
 from harken.feedback.store.conversations import conversation_prompts
@@ -154,12 +155,19 @@ def forget_demographics(connection: Connection, person: str, key: DemographicsKe
     return connection.execute(delete(demographics).where(demographics.c.person_key == key.person_key(person))).rowcount
 
 
+def demographics_of(connection: Connection, person: str, key: DemographicsKey) -> dict[str, str]:
+    """Return what a person said of themselves, by attribute."""
+    query = select(demographics).where(demographics.c.person_key == key.person_key(person))
+    return {row.attribute: row.value for row in connection.execute(query)}
+
+
 def demographics_by_attribute(connection: Connection) -> dict[str, dict[str, int]]:
     """Return attribute -> value -> number of people. For the demographics role: publish it through `suppress` only."""
     counts: dict[str, dict[str, int]] = {}
     for row in connection.execute(select(demographics.c.attribute, demographics.c.value)):
         values = counts.setdefault(row.attribute, {})
-        values[row.value] = values.get(row.value, 0) + 1
+        group = group_of(row.value)
+        values[group] = values.get(group, 0) + 1
     return counts
 
 

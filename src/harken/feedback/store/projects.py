@@ -20,7 +20,7 @@ from harken.feedback.store.accounts import Person
 from harken.feedback.store.adding import Adding
 from harken.feedback.store.audit import COMMAND_LINE, record, record_import, reference
 from harken.feedback.store.connect import Database, refresh_statistics
-from harken.feedback.store.work_tables import guidelines, leases, members, people, projects, slots, tasks
+from harken.feedback.store.work_tables import guidelines, leases, members, people, projects, slots, task_tags, tasks
 from harken.feedback.tasks import TaskLine
 from harken.records import Record
 
@@ -317,6 +317,7 @@ def _add_tasks(connection: Connection, project: Project, lines: Sequence[TaskLin
         new = [(task_id, line) for task_id, line in chunk.items() if task_id not in known]
         task_rows: list[dict[str, Any]] = []
         slot_rows: list[dict[str, Any]] = []
+        tag_rows: list[dict[str, Any]] = []
         for task_id, line in new:
             overlap = line.overlap or project.config.overlap
             place: dict[str, Any] = {"project_id": project.id, "position": position, "pool": line.pool}
@@ -334,6 +335,7 @@ def _add_tasks(connection: Connection, project: Project, lines: Sequence[TaskLin
                     **place,
                 }
             )
+            tag_rows += [{"task_id": task_id, "tag": tag} for tag in set(line.tags)]
             if not line.qualifies:  # a slot of those is made when a person comes
                 slot_rows += [{"task_id": task_id, "number": one, "state": "open", **place} for one in range(overlap)]
             position += 1
@@ -341,5 +343,7 @@ def _add_tasks(connection: Connection, project: Project, lines: Sequence[TaskLin
             connection.execute(insert(tasks), task_rows)
         if slot_rows:
             connection.execute(insert(slots), slot_rows)
+        if tag_rows:
+            connection.execute(insert(task_tags), tag_rows)
         count += len(new)
     return count

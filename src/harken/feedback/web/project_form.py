@@ -61,6 +61,10 @@ def work_values(form: FormData) -> dict[str, Any]:
     if number := text_of(form, "qualification_tasks").strip():
         percent = text_of(form, "qualification_percent").strip()
         values["qualification"] = {"num_tasks": number, **({"accuracy": _share(percent)} if percent else {})}
+    if tags := _names(text_of(form, "sensitive_tags")):
+        values["sensitive_tags"] = tags
+    if "break_minutes" in form:
+        values["break_minutes"] = text_of(form, "break_minutes").strip() or None
     return values
 
 
@@ -68,8 +72,9 @@ def work_fields(config: ProjectConfig) -> dict[str, str]:
     """Return the form's fields for settings, as `work_values` reads them."""
     found = {
         name: "" if value is None else f"{value:g}" if isinstance(value, float) else f"{value}"
-        for name, value in config.model_dump(exclude={"task", "qualification"}).items()
+        for name, value in config.model_dump(exclude={"task", "qualification", "sensitive_tags"}).items()
     }
+    found["sensitive_tags"] = ", ".join(config.sensitive_tags)
     if config.qualification is not None:
         found["qualification_tasks"] = f"{config.qualification.num_tasks}"
         found["qualification_percent"] = f"{100 * config.qualification.accuracy:g}"

@@ -30,6 +30,7 @@ WHY_NO_TASK = {
     "limit": "You have done as many tasks as one person may do here. Thank you!",
     "day": "You have done as many tasks as one person may do in a day. Come back tomorrow.",
     "unqualified": "This project is for people who answer its first tasks as expected. Ask its owner about yours.",
+    "opted-out": "You get no more tasks of this kind. You can change that under your name, at the top.",
     "empty": "There is nothing to do for you at the moment. Thank you for what you did!",
 }
 _A_PAGE = 50
