@@ -5,8 +5,10 @@ imitation and then writes walks as bad as those. Each method has to make it writ
 optimality: 1 for a shortest way to the goal, 0 for one that takes 10 nodes, never arrives, or uses an edge that is not
 there. The graph, the walks and the score are those of trlX (its `examples/randomwalks`, seed 1000).
 
-    python benchmarks/randomwalks.py --out out/randomwalks                    every method
+    python benchmarks/randomwalks.py --out out/randomwalks --seeds 0 1 2       every method
     python benchmarks/randomwalks.py --out out/randomwalks --only ilql ppo    some of them
+
+A method that was measured with a seed is not trained again.
 """
 
 import argparse
@@ -14,7 +16,7 @@ import json
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -323,32 +325,57 @@ def mean(values: torch.Tensor) -> float:
     return round(float(values.mean()), 3)
 
 
-def main(arguments: list[str]) -> None:
-    """Train and measure; write and print what was found."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder for models and results.json")
-    parser.add_argument("--only", nargs="+", choices=METHODS, default=METHODS)
-    parser.add_argument("--seed", type=int, default=0)
-    asked = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    graph, out, seed = make_graph(), asked.out / f"seed-{asked.seed}", asked.seed
-    masked = ppo_config(seed, mask=MaskConfig())
+def run_seed(graph: Graph, out: Path, seed: int, names: Sequence[str]) -> dict[str, Any]:
+    """Train and measure with one seed; what its results.json has already is not done again."""
+    out, kept = out / f"seed-{seed}", out / f"seed-{seed}" / "results.json"
+    model = out / "walks" / "model"
     methods: dict[str, Callable[[], dict[str, Any]]] = {
         "imitation": lambda: {"optimality": mean(measure(graph, open_trunk(pretrain(graph, out, seed))))},
         "best-of-n": lambda: run_best_of(graph, model),
         "rft": lambda: run_rft(graph, model, out / "rft", seed),
         "ilql": lambda: run_ilql(graph, model, seed),
         "ppo": lambda: run_ppo(graph, model, out / "ppo", ppo_config(seed)),
-        "nlpo": lambda: run_ppo(graph, model, out / "nlpo", masked),
+        "nlpo": lambda: run_ppo(graph, model, out / "nlpo", ppo_config(seed, mask=MaskConfig())),
     }
-    model = out / "walks" / "model"
-    found: dict[str, Any] = {"data": round(sum(map(graph.optimality, graph.walks)) / WALKS, 3)}
-    for name in ("imitation", *asked.only):
-        started = time.perf_counter()
-        found[name] = methods[name]()
-        found[name]["seconds"] = round(time.perf_counter() - started, 1)
-        (out / "results.json").write_text(json.dumps(found) + "\n", encoding="utf-8")
-        sys.stdout.write(f"{name}: optimality {found[name]['optimality']}, {found[name]['seconds']} s\n")
+    found: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
+    for name in ("imitation", *names):
+        if name not in found:
+            started = time.perf_counter()
+            found[name] = methods[name]()
+            found[name]["seconds"] = round(time.perf_counter() - started, 1)
+            kept.write_text(json.dumps(found) + "\n", encoding="utf-8")
+        sys.stdout.write(f"seed {seed}, {name}: {found[name]['optimality']}, {found[name]['seconds']} s\n")
+    return found
+
+
+def check(found: Mapping[str, Any]) -> dict[str, bool]:
+    """Return which of the three claims that can be judged hold for one seed."""
+    score = {name: row["optimality"] for name, row in found.items()}
+    claims: dict[str, bool] = {}
+    if "ppo" in score:
+        claims["PPO reaches 0.95"] = score["ppo"] >= 0.95
+    if "ilql" in score:
+        claims["ILQL with beta 100 gains 0.15"] = score["ilql"]["beta 100"] >= score["imitation"] + 0.15
+    if {"ppo", "nlpo"} <= score.keys():
+        # Each optimality has a standard error below 0.01.
+        claims["NLPO is no worse than PPO"] = score["nlpo"] >= score["ppo"] - 0.01
+    return claims
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Train and measure with every seed; print what was found and whether it is what was wanted."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder for models and results.json")
+    parser.add_argument("--only", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    asked = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    graph = make_graph()
+    walks = round(sum(map(graph.optimality, graph.walks)) / WALKS, 3)
+    sys.stdout.write(f"the walks: optimality {walks}\n")
+    for seed in asked.seeds:
+        for claim, holds in check(run_seed(graph, asked.out, seed, asked.only)).items():
+            sys.stdout.write(f"seed {seed}: {claim}: {'yes' if holds else 'NO'}\n")
 
 
 if __name__ == "__main__":

@@ -112,6 +112,17 @@ def test_win_rates_are_read_against_one_half(rate, says, verdict):
     assert fact.verdict == verdict
 
 
+def test_a_win_rate_that_goes_with_length_is_said_to():
+    for controlled, says, verdict in ((0.72, "would be 72%", "neutral"), (0.55, "much of the preference", "unclear")):
+        rates = {"win_rate": {"lexicon": interval((0.74, 0.70, 0.78))}}
+        rates["win_rate_length_controlled"] = {"lexicon": interval((controlled, controlled - 0.05, controlled + 0.05))}
+        fact = facts.length_control(evaluation(lexicon=UP).model_copy(update=rates), "lexicon")
+        assert fact is not None
+        assert says in fact.text
+        assert fact.verdict == verdict
+    assert facts.length_control(evaluation(lexicon=UP), "lexicon") is None
+
+
 def test_side_effects_are_named_when_clear_and_only_then():
     worse = facts.side_effects(evaluation(distinct_2=DOWN, repetition=UP, distinct_1=FLAT))
     assert worse is not None

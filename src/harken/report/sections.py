@@ -202,6 +202,7 @@ def evaluation(run: RunFolder) -> dict[str, Any] | None:
     lead = facts.comparison(found, "lexicon") or facts.comparison(found, "reward_score")
     details = [
         facts.wins(found, "lexicon"),
+        facts.length_control(found, "lexicon"),
         facts.wins(found, "reward"),
         facts.side_effects(found),
         facts.hints(found),
