@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -362,20 +363,48 @@ def check(found: Mapping[str, Any]) -> dict[str, bool]:
     return claims
 
 
+def plot(by_seed: Mapping[int, Mapping[str, Any]], path: Path) -> None:
+    """Draw the learning curves, a line for each seed."""
+    figure = Figure(figsize=(9, 3), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    for number, found in enumerate(by_seed.values()):
+        for axes, name, column, color, title in (
+            (left, "ppo", 1, "tab:blue", "PPO"),
+            (left, "nlpo", 1, "tab:orange", "NLPO"),
+            (right, "ilql", 2, "tab:blue", "ILQL, beta 1"),
+            (right, "ilql", 3, "tab:orange", "ILQL, beta 100"),
+        ):
+            if name in found:
+                rows = found[name]["curve"]
+                label = title if number == 0 else None
+                axes.plot([row[0] for row in rows], [row[column] for row in rows], color=color, lw=1.2, label=label)
+    left.set(xlabel="iteration of 160 walks", ylabel="mean optimality", ylim=(0, 1.03))
+    right.set(xlabel="optimizer step of 100 walks")
+    for axes in (left, right):
+        axes.axhline(0.352, color="gray", lw=0.8, ls=":", label="the walks themselves")
+        axes.legend(loc="lower right", fontsize=8)
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=110, facecolor="white", metadata={"Software": None})
+
+
 def main(arguments: Sequence[str]) -> None:
     """Train and measure with every seed; print what was found and whether it is what was wanted."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for models and results.json")
     parser.add_argument("--only", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--plot", type=Path, help="picture of the learning curves")
     asked = parser.parse_args(arguments)
     torch.set_num_threads(1)
     graph = make_graph()
     walks = round(sum(map(graph.optimality, graph.walks)) / WALKS, 3)
     sys.stdout.write(f"the walks: optimality {walks}\n")
-    for seed in asked.seeds:
-        for claim, holds in check(run_seed(graph, asked.out, seed, asked.only)).items():
+    by_seed = {seed: run_seed(graph, asked.out, seed, asked.only) for seed in asked.seeds}
+    for seed, found in by_seed.items():
+        for claim, holds in check(found).items():
             sys.stdout.write(f"seed {seed}: {claim}: {'yes' if holds else 'NO'}\n")
+    if asked.plot is not None:
+        plot(by_seed, asked.plot)
 
 
 if __name__ == "__main__":
