@@ -331,6 +331,13 @@ def test_trouble_in_the_curves_is_named(metric, first, last, says):
     assert [says in fact.text for fact in warnings] == [True]
 
 
+def test_a_run_that_its_guard_stopped_says_so():
+    (fact,) = stage_facts.stopped({"stopped": "60% of the completions hold no text", "best_step": 1200})
+    wanted = "stopped because 60% of the completions hold no text. What was given out is the policy of iteration 1,200."
+    assert (wanted in fact.text, fact.verdict) == (True, "bad")
+    assert stage_facts.stopped({"iterations": 3}) == []
+
+
 def test_healthy_curves_give_no_warning():
     assert stage_facts.ppo_warnings(fixture.ppo_curve()) == []
 
