@@ -3,18 +3,20 @@
 import math
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from harken.artifacts import read_manifest
-from harken.config import FixedKl, OptimizerConfig, PpoConfig, ScoreConfig
+from harken.config import FixedKl, FullConfig, OptimizerConfig, PpoConfig, SamplingConfig, ScoreConfig
 from harken.config.guard import GuardConfig
 from harken.errors import ConfigError
 from harken.policy.best import BEST_FILE
 from harken.policy.guard import collapsed, critical_value, mean_and_error, over_optimized
 from harken.policy.ppo import ppo
+from harken.policy.rollout import Rollout, rollout
 from harken.records import Completion, Prompt
 from tests.policy import material
 
@@ -30,19 +32,21 @@ def _config(guard: GuardConfig, **changes: Any) -> PpoConfig:
         "sampling_batch_size": 32,
         "epochs": 4,
         "kl": FixedKl(coef=0.0),
+        "tune": FullConfig(),
+        "sampling": SamplingConfig(max_new_tokens=4),
         "policy_optimizer": FAST,
         "score": ScoreConfig(stop_penalty="none", guard=guard),
     }
     return material.ppo_config(**(settings | changes))
 
 
-def dislikes_the_letter(prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float]:
-    return [-score for score in material.count_letter(prompts, completions)]
+def likes_even_tokens(prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float]:
+    """Count tokens of even numbers: half of all, so that every completion teaches something."""
+    return [float(sum(token % 2 == 0 for token in item.token_ids or ())) for item in completions]
 
 
-def likes_nothing(prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float]:
-    """Empty completions are the best."""
-    return [-float(len(item.message.content)) for item in completions]
+def dislikes_even_tokens(prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float]:
+    return [-score for score in likes_even_tokens(prompts, completions)]
 
 
 def _rows(judge: Sequence[float], score: Sequence[float], error: float) -> list[dict[str, float]]:
@@ -111,7 +115,7 @@ def test_a_run_that_a_held_out_judge_likes_less_and_less_goes_back_to_its_best_p
     config = _config(GuardConfig(window=2))
     prompts = material.prompts()
     whole, halves = tmp_path / "whole", tmp_path / "halves"
-    ppo(tiny_model_dir, prompts, material.count_letter, whole, config, judge=dislikes_the_letter)
+    ppo(tiny_model_dir, prompts, likes_even_tokens, whole, config, judge=dislikes_even_tokens)
     manifest = read_manifest(whole)
     assert manifest is not None
     assert "the judge's mean fell" in manifest.info["stopped"]
@@ -124,13 +128,13 @@ def test_a_run_that_a_held_out_judge_likes_less_and_less_goes_back_to_its_best_p
     assert not (whole / BEST_FILE).exists()
     # Given out is the policy that had learned from one rollout.
     once = tmp_path / "once"
-    ppo(tiny_model_dir, prompts, material.count_letter, once, config.model_copy(update={"steps": 1}))
+    ppo(tiny_model_dir, prompts, likes_even_tokens, once, config.model_copy(update={"steps": 1}))
     assert _weights(whole) == _weights(once)
     # Stopped and resumed it ends in the same way.
-    stops, options = material.StopsAfter(2), {"judge": dislikes_the_letter}
+    stops, options = material.StopsAfter(2), {"judge": dislikes_even_tokens}
     with pytest.raises(material.Stopped):
-        ppo(tiny_model_dir, prompts, material.count_letter, halves, config, **options, reporter=stops)
-    ppo(tiny_model_dir, prompts, material.count_letter, halves, config, judge=dislikes_the_letter)
+        ppo(tiny_model_dir, prompts, likes_even_tokens, halves, config, **options, reporter=stops)
+    ppo(tiny_model_dir, prompts, likes_even_tokens, halves, config, judge=dislikes_even_tokens)
     assert material.hashes(halves / "model") == material.hashes(whole / "model")
     again = read_manifest(halves)
     assert again is not None
@@ -139,31 +143,47 @@ def test_a_run_that_a_held_out_judge_likes_less_and_less_goes_back_to_its_best_p
 
 def test_a_run_that_its_judge_likes_goes_on_to_its_end(tiny_model_dir: Path, tmp_path: Path) -> None:
     config = _config(GuardConfig(window=2), steps=6)
-    ppo(tiny_model_dir, material.prompts(), material.count_letter, tmp_path, config, judge=material.count_letter)
+    ppo(tiny_model_dir, material.prompts(), likes_even_tokens, tmp_path, config, judge=likes_even_tokens)
     manifest = read_manifest(tmp_path)
     assert manifest is not None
     assert manifest.info == {"iterations": 6, "episodes": 192}
     one = _config(GuardConfig(), prompts_per_step=1, completions_per_prompt=1)
     with pytest.raises(ConfigError, match="at least 2 completions an iteration"):
-        ppo(tiny_model_dir, material.prompts(), material.count_letter, tmp_path / "one", one, judge=likes_nothing)
+        ppo(tiny_model_dir, material.prompts(), likes_even_tokens, tmp_path / "one", one, judge=likes_even_tokens)
 
 
-def test_a_policy_that_falls_silent_goes_back_to_where_it_spoke(tiny_model_dir: Path, tmp_path: Path) -> None:
-    config = _config(GuardConfig(), steps=40)
-    ppo(tiny_model_dir, material.prompts(), likes_nothing, tmp_path, config)
-    manifest = read_manifest(tmp_path)
+def test_a_policy_that_falls_silent_goes_back_to_where_it_spoke(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Of 8 completions so many hold no text; 5 of 8 are more than half, and 2 of 8 the most that is far from that.
+    numbers = [0, 1, 2, 3, 5, 8]
+
+    def silenced(*arguments: Any, step: int, **options: Any) -> Rollout:
+        experience = rollout(*arguments, step=step, **options)
+        texts = ["" if row < numbers[step] else f"text {row}" for row in range(8)]
+        items = [
+            item.model_copy(update={"message": item.message.model_copy(update={"content": text})})
+            for item, text in zip(experience.completions, texts, strict=True)
+        ]
+        return replace(experience, completions=items)
+
+    monkeypatch.setattr("harken.policy.ppo.rollout", silenced)
+    arguments = (tiny_model_dir, material.prompts(), likes_even_tokens)
+    config = material.ppo_config(steps=6, policy_optimizer=FAST)
+    ppo(*arguments, tmp_path / "stopped", config)
+    manifest = read_manifest(tmp_path / "stopped")
     assert manifest is not None
-    assert "hold no text (score.guard.empty_limit is 50%)" in manifest.info["stopped"]
-    rows = material.rows(tmp_path / "metrics.jsonl")
-    assert rows[0]["empty_fraction"] < 0.25
-    assert all(row["empty_fraction"] <= 0.5 for row in rows)
-    # The newest policy that left at most a quarter of its completions empty.
-    spoke = [row["step"] - 1 for row in rows if row["empty_fraction"] <= 0.25]
-    assert manifest.info["best_step"] == spoke[-1]
-    # Off, it would have gone on.
-    off = config.model_copy(update={"score": ScoreConfig(stop_penalty="none", guard=GuardConfig(empty_limit=None))})
-    ppo(tiny_model_dir, material.prompts(), likes_nothing, tmp_path / "off", off)
-    assert material.rows(tmp_path / "off" / "metrics.jsonl")[-1]["empty_fraction"] > 0.5
+    assert "62% of the completions hold no text (score.guard.empty_limit is 50%)" in manifest.info["stopped"]
+    assert manifest.info["best_step"] == 2
+    rows = material.rows(tmp_path / "stopped" / "metrics.jsonl")
+    assert [row["empty_fraction"] for row in rows] == [number / 8 for number in numbers[:4]]
+    twice = config.model_copy(update={"steps": 2})
+    ppo(*arguments, tmp_path / "twice", twice)
+    assert _weights(tmp_path / "stopped") == _weights(tmp_path / "twice")
+    # Switched off, the run goes on.
+    off = config.score.model_copy(update={"guard": GuardConfig(empty_limit=None)})
+    ppo(*arguments, tmp_path / "off", config.model_copy(update={"score": off}))
+    assert len(material.rows(tmp_path / "off" / "metrics.jsonl")) == 6
 
 
 def _weights(out: Path) -> dict[str, str]:
