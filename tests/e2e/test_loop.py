@@ -45,7 +45,9 @@ def test_one_command_runs_the_whole_loop(done: Path) -> None:
     assert sum(facts["seconds"].values()) < 60, "measured: 4 s"
     evaluation = json.loads((done / "evaluate" / "evaluation.json").read_text())
     assert set(evaluation["win_rate"]) == {"reward", "lexicon"}
-    assert len(material.rows(done / "ppo" / "metrics.jsonl")) == 3
+    rows = material.rows(done / "ppo" / "metrics.jsonl")
+    assert len(rows) == 3
+    assert all(-1 <= row["judge_mean"] <= 1 and row["judge_error"] > 0 for row in rows), "the lexicon watches"
 
 
 def test_the_same_command_again_skips_everything(done: Path, recipe: Path) -> None:
