@@ -39,6 +39,8 @@ class Phase:
     tune: str = "full"
     template: str = "auto"
     epochs: int = 1
+    group: int = 1
+    """Completions of each prompt, where the phase draws."""
     warmup: int = 1
 
     def changed(self, **values: Any) -> "Phase":
@@ -82,5 +84,6 @@ PHASES = {
         Phase("dpo", "pairs", 8, 3, TRAINERS),
         # TRL's PPO ignores the setting for recomputation, so there is one variant.
         Phase("ppo", "episodes", 32, 1, {"trl": trl("trl_ppo_side.py", "trl-ppo")[:1]}, tune="lora", epochs=2),
+        *(Phase(name, "prompts", 4, 1, TRAINERS, tune="lora", group=8) for name in ("grpo", "rloo")),
     )
 }

@@ -6,11 +6,13 @@
     python benchmarks/run.py reward-lora                a plain PEFT loop on `reviews` pairs
     python benchmarks/run.py sft | reward | dpo         TRL, full fine-tuning
     python benchmarks/run.py ppo --tune lora full       TRL 1.12.0, beside Harken with adapters and with all weights
+    python benchmarks/run.py grpo | rloo --tune lora full       TRL, a reward that costs nothing
 
 First it is proven in fp32, on the first rows, that both sides do the same: losses of the first two steps within 1e-3,
-greedy completions for sampling, the metrics of the first update for ppo. Then each side runs by turns in a process of
-its own. The first step of each process warms up and does not count. Both sides must count the same tokens, and as many
-as the data file has, so nothing was cut. Peers are installed on demand, each into its own virtual environment.
+greedy completions for sampling, the metrics of the first update for ppo, grpo and rloo. Then each side runs by turns in
+a process of its own. The first step of each process warms up and does not count. Both sides must count the same tokens,
+and as many as the data file has, so nothing was cut. Peers are installed on demand, each into its own virtual
+environment.
 """
 
 import argparse
@@ -189,6 +191,7 @@ def run_side(
         "tune": phase.tune,
         "template": phase.template,
         "epochs": phase.epochs,
+        "group": phase.group,
         "optimizer": OPTIMIZER,
     }
     file = scratch / "job.json"
@@ -227,7 +230,7 @@ def select(phase: Phase, work: Path) -> dict[str, Any]:
             rows: list[Any] = fixed_rows(chat, hh_pairs(data_folder()), phase.rows, SAMPLING_PROMPT)
         case "reward-lora":
             rows = pair_rows(chat, review_pairs(work), phase.rows * steps, phase.max_length)
-        case "ppo":
+        case "ppo" | "grpo" | "rloo":
             rows = prompt_rows(chat, hh_pairs(data_folder()), phase.rows, PPO_PROMPT, phase.new_tokens)
         case _:
             rows = pair_rows(chat, hh_pairs(data_folder()), phase.rows * steps, phase.max_length)

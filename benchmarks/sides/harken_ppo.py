@@ -1,21 +1,20 @@
-"""Harken's side of the ppo phase: `rollout`, `score`, `update`, the three parts of a step."""
+"""Harken's side of ppo, grpo and rloo: `rollout`, `score`, `update`, the three parts of a step."""
 
 from collections.abc import Sequence
 from typing import Any
-from unittest import mock
 
 import torch
-from common import now
+from common import group_of, now, token_reward
 
-from harken.config import ComputeConfig, FixedKl, FullConfig, LoraConfig, OptimizerConfig, PpoConfig, SamplingConfig
-from harken.config.ppo import ScoreConfig
+from harken.config import ComputeConfig, FullConfig, LoraConfig, OptimizerConfig, PpoConfig, SamplingConfig, preset
+from harken.config.ppo import FixedKl, ScoreConfig
 from harken.lm.batch import Tokens
 from harken.lm.sample import Sampled
 from harken.lm.trunk import Trunk
-from harken.policy import rollout as rollout_module
 from harken.policy.ppo import prepare
 from harken.policy.rollout import rollout, score
 from harken.policy.update import update
+from harken.protocols import Reward
 from harken.records import Completion, Prompt
 from harken.reward.model import RewardModel
 
@@ -60,33 +59,44 @@ def set_head(trunk: Trunk, role: str, weights: torch.Tensor) -> None:
         head.bias.zero_()
 
 
+def free_reward(prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float]:
+    """Return one score per completion, from its tokens alone."""
+    del prompts
+    return [token_reward(completion.token_ids or ()) for completion in completions]
+
+
 def settings(job: dict[str, Any], count: int) -> PpoConfig:
     """Return the settings: Harken's defaults where the peer has none of its own to match."""
     optimizer = OptimizerConfig(**job["optimizer"])
-    return PpoConfig(
-        steps=job["warmup"] + job["steps"],
-        prompts_per_step=count,
-        epochs=1 if job["check"] else job["epochs"],
-        minibatch_size=count,
-        approx_kl_limit=None,
-        sampling=SamplingConfig(max_new_tokens=job["new_tokens"]),
-        kl=FixedKl(coef=0.05),
-        score=ScoreConfig(stop_penalty="none"),
-        tune=LoraConfig(rank=16, alpha=32) if job["tune"] == "lora" else FullConfig(),
-        policy_optimizer=optimizer,
-        critic_optimizer=optimizer,
-        compute=ComputeConfig(dtype=job["dtype"]),
-    )
+    # The proof of grpo and rloo compares the gradient of all weights, which is what the peer trains.
+    is_lora = job["tune"] == "lora" and not (job["check"] and job["phase"] != "ppo")
+    shared: dict[str, Any] = {
+        "steps": job["warmup"] + job["steps"],
+        "prompts_per_step": count,
+        "epochs": 1 if job["check"] else job["epochs"],
+        "minibatch_size": count * job["group"],
+        "sampling": SamplingConfig(max_new_tokens=job["new_tokens"]),
+        "score": ScoreConfig(stop_penalty="none"),
+        "tune": LoraConfig(rank=16, alpha=32) if is_lora else FullConfig(),
+        "policy_optimizer": optimizer,
+        "compute": ComputeConfig(dtype=job["dtype"]),
+    }
+    if job["phase"] == "ppo":
+        return PpoConfig(approx_kl_limit=None, kl=FixedKl(coef=0.05), critic_optimizer=optimizer, **shared)
+    return preset(job["phase"], completions_per_prompt=job["group"], **shared)
 
 
-def ppo(job: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+def online(job: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
     """Take warm-up and timed iterations, each of all prompts."""
     prompts = [Prompt.model_validate(row["record"]) for row in data["rows"]]
     config = settings(job, len(prompts))
-    reward = FreshReward(data["head"], by_tokens=job["check"])
+    reward: Reward = free_reward
+    if job["phase"] == "ppo":
+        reward = FreshReward(data["head"], by_tokens=job["check"])
     state = prepare("smollm2", reward, config)
     state.trunk.chat.stop_ids = frozenset({-1})  # no completion ends early, on either side
-    set_head(state.trunk, "critic", reward.head_weights)
+    if job["phase"] == "ppo":
+        set_head(state.trunk, "critic", torch.tensor([data["head"]]))
     if job["check"]:
         return proof(job, data, state, prompts, reward, config)
     seconds: list[float] = []
@@ -103,23 +113,27 @@ def ppo(job: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
 
 
 def proof(
-    job: dict[str, Any], data: dict[str, Any], state: Any, prompts: list[Prompt], reward: FreshReward, config: PpoConfig
+    job: dict[str, Any], data: dict[str, Any], state: Any, prompts: list[Prompt], reward: Reward, config: PpoConfig
 ) -> dict[str, Any]:
     """Take one step on completions that are given, and return what the peer must find too."""
-    given = [Sampled(row["completion"], [0.0] * len(row["completion"]), "length") for row in data["rows"]]
+    texts = [text for row in data["rows"] for text in group_of(row["completion"], job["group"])]
+    given = [Sampled(text, [0.0] * len(text), "length") for text in texts]
     started = now()
-    with mock.patch.object(rollout_module, "sample", return_value=given):
-        experience = rollout(state.trunk, prompts, config, step=0)
+    experience = rollout(state.trunk, prompts, config, step=0, sampler=lambda *_, **__: given)
     scores = score(experience, reward)
-    nll = -float(experience.old_logprobs.sum(1).mean())
     # Step 1: at step 0 `update` compares with what was sampled, and nothing was.
     metrics = update(state, experience, scores, config, step=1)
-    found = {
-        "score": metrics["score_mean"],
-        "sequence KL": metrics["kl_sequence"],
-        "mean -log p of a completion": nll,
-        "policy loss": metrics["policy_loss"],
-        "value loss": metrics["value_loss"],
-    }
+    found = {"score": metrics["score_mean"]}
+    if job["phase"] == "ppo":
+        found |= {
+            "sequence KL": metrics["kl_sequence"],
+            "mean -log p of a completion": -float(experience.old_logprobs.sum(1).mean()),
+            "policy loss": metrics["policy_loss"],
+            "value loss": metrics["value_loss"],
+        }
+    else:
+        # TRL's RLOO sums over a completion's tokens, all of one length here, where Harken takes their mean.
+        sums = job["new_tokens"] if job["phase"] == "rloo" else 1
+        found["gradient norm"] = metrics["grad_norm_policy"] * sums
     tokens = int(experience.batch.lengths.sum())
     return {"seconds": [now() - started], "tokens": [tokens], "proof": found, "settings": {"tune": job["tune"]}}

@@ -3,7 +3,7 @@
 from typing import Any
 
 from common import emit, now, read_job, versions
-from harken_ppo import ppo
+from harken_ppo import online
 from harken_training import fine_tune, preference, reward
 
 from harken.config import ComputeConfig
@@ -26,7 +26,7 @@ def main() -> None:
         case "dpo":
             found = preference(job, data)
         case _:
-            found = ppo(job, data)
+            found = online(job, data)
     emit("harken", **found, packages=versions("harken", "torch", "transformers"))
 
 

@@ -1,12 +1,25 @@
-"""The peer of sft, reward and dpo: TRL's trainers, with TRL's defaults but for what makes the work equal."""
+"""The peer of sft, reward, dpo, grpo, rloo: TRL's trainers, with its defaults but for what makes the work equal."""
 
 from typing import Any
 
 import torch
-from common import emit, now, read_job, versions
+from common import emit, group_of, now, read_job, token_reward, versions
 from datasets import Dataset
 from transformers import AutoTokenizer, TrainerCallback
-from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
+from trl import (
+    DPOConfig,
+    DPOTrainer,
+    GRPOConfig,
+    GRPOTrainer,
+    RewardConfig,
+    RewardTrainer,
+    RLOOConfig,
+    RLOOTrainer,
+    SFTConfig,
+    SFTTrainer,
+)
+
+ONLINE: dict[str, tuple[Any, Any]] = {"grpo": (GRPOConfig, GRPOTrainer), "rloo": (RLOOConfig, RLOOTrainer)}
 
 
 class Clock(TrainerCallback):
@@ -35,14 +48,18 @@ class Clock(TrainerCallback):
 def main() -> None:
     """Train on the rows in the order of the file."""
     job, data = read_job()
-    trainer = {"sft": sft, "reward": reward, "dpo": dpo}[job["phase"]](job, data)
+    is_online = job["phase"] in ONLINE
+    make = online if is_online else {"sft": sft, "reward": reward, "dpo": dpo}[job["phase"]]
+    trainer = make(job, data)
     clock = Clock()
     trainer.add_callback(clock)
-    counts = count_tokens(trainer)
+    counts = count_drawn(trainer) if is_online else count_tokens(trainer)
     trainer.train()
     tokens = counts[: len(clock.seconds)]
     proof = {}
-    if job["check"]:
+    if job["check"] and is_online:
+        proof = {"score": clock.logs[0]["reward"], "gradient norm": clock.logs[0]["grad_norm"]}
+    elif job["check"]:
         proof = {f"loss of step {step}": row["loss"] for step, row in enumerate(clock.logs, 1)}
         proof["gradient norm of step 1"] = clock.logs[0]["grad_norm"]
         if job["phase"] == "dpo":
@@ -132,6 +149,62 @@ def dpo(job: dict[str, Any], data: dict[str, Any]) -> Any:
     ]
     trainer.train_dataset = Dataset.from_list(rows)
     return trainer
+
+
+def online(job: dict[str, Any], data: dict[str, Any]) -> Any:
+    """Return the trainer of groups; prompts are numbers in its data set, and tokens where it would encode them."""
+    config, kind = ONLINE[job["phase"]]
+    values = arguments(job, data)
+    for name in ("max_length", "pad_token", "train_sampling_strategy"):
+        del values[name]
+    micro = min(8, job["batch_size"] * job["group"])
+    values |= {
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": job["batch_size"] * job["group"] // micro,
+        "num_generations": job["group"],
+        "max_completion_length": job["new_tokens"],
+        "generation_kwargs": {"min_new_tokens": job["new_tokens"]},
+        "max_steps": job["warmup"] + job["steps"],
+        "shuffle_dataset": False,
+        "beta": 0.04 if job["phase"] == "grpo" else 0.05,
+    }
+    if job["phase"] == "grpo":
+        values["loss_type"] = "grpo"
+    tokenizer = AutoTokenizer.from_pretrained(data["model"], padding_side="left")
+    tokenizer.pad_token = data["pad_token"]
+    rows = [{"prompt": str(number)} for number in range(len(data["rows"]))]
+    trainer: Any = kind(
+        model=data["model"],
+        args=config(**values),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+        reward_funcs=lambda completion_ids, **_: [token_reward(ids) for ids in completion_ids],
+    )
+    trainer._tokenize_prompts = lambda prompts: ([data["rows"][int(number)]["prompt"] for number in prompts], None, {})
+    if job["check"]:
+        given = {tuple(row["prompt"]): group_of(row["completion"], job["group"]) for row in data["rows"]}
+
+        def drawn(prompts: list[list[int]], *_: Any) -> Any:
+            found = [given[tuple(prompt)][place % job["group"]] for place, prompt in enumerate(prompts)]
+            return (found, None) if job["phase"] == "grpo" else found
+
+        trainer._generate_single_turn = drawn
+    return trainer
+
+
+def count_drawn(trainer: Any) -> list[int]:
+    """Count the tokens of each batch of completions with their prompts, where it comes back from sampling."""
+    counts: list[int] = []
+    generate = trainer._generate_single_turn
+
+    def counted(prompts: list[list[int]], *rest: Any) -> Any:
+        found = generate(prompts, *rest)
+        completions = found[0] if isinstance(found, tuple) else found
+        counts.append(sum(map(len, prompts)) + sum(map(len, completions)))
+        return found
+
+    trainer._generate_single_turn = counted
+    return counts
 
 
 def count_tokens(trainer: Any) -> list[int]:

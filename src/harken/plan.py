@@ -101,21 +101,18 @@ def resident_bytes(shape: ModelShape, job: Job) -> dict[str, int]:
 def kept_for_backward(shape: ModelShape, job: Job) -> int:
     """Return bytes that one position leaves behind in the forward pass for the backward pass, all layers together.
 
-    For models built like llama, computed as `harken.lm.llama` does; others differ a little. A layer keeps: the fp32
-    inputs of both norms; the norms' outputs (inputs of the projections); queries, keys and values as projected, queries
-    and keys as rotated, what attention read; gate, up and what the last projection reads; each adapter's inner vector.
-    Training all weights, the norms keep their normalized input too, in fp32. Plain attention keeps copies of queries,
-    keys and values in place of the projections, and its weights, in fp32 and cast.
+    For models built like llama, computed as `harken.lm.llama` does; others differ a little. A layer keeps: the inputs
+    of both norms and their outputs (inputs of the projections); queries, keys and values as projected, queries and keys
+    as rotated, what attention read; gate, up and what the last projection reads; each adapter's inner vector. Plain
+    attention keeps copies of queries, keys and values in place of the projections, and its weights, in fp32 and cast.
     """
     size, width = job.weight_bytes, shape.hidden
     is_plain = job.row_tokens <= job.plain_attention_up_to
-    layer = 2 * 4 * width + 2 * size * width
+    layer = 4 * size * width
     layer += size * (2 if is_plain else 3) * (shape.query_width + shape.key_width) + 4 * shape.heads
     layer += size * shape.intermediate * (3 if shape.is_gated else 2)
     if job.tune == "lora":
         layer += size * job.rank * sum(1 for _ in shape.matrices())
-    else:
-        layer += 2 * 4 * width
     if is_plain:
         layer += (4 + size) * shape.heads * job.row_tokens
     return layer * shape.layers

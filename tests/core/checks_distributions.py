@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from types import ModuleType
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -130,9 +131,15 @@ def check_draw_tokens(module: ModuleType) -> None:
     logits = 2 * torch.tensor([[0.2, 0.0, 0.3, 0.5]], dtype=torch.float64).log() + 5
     uniforms = torch.tensor([0.0, 0.199, 0.201, 0.499, 0.501, 0.9], dtype=torch.float64)
     options = {"temperature": 2.0, "top_k": 0, "top_p": 1.0}
-    tokens, logprobs = module.draw_tokens(logits.expand(6, -1), uniforms, **options)
-    close(tokens, [0, 0, 2, 2, 3, 3])
-    close(logprobs.exp(), [0.2, 0.2, 0.3, 0.3, 0.5, 0.5])
+    for rows in (6, 4, 1):  # gone over at a time
+        module._CACHED_LOGITS = 4 * rows  # pyright: ignore[reportAttributeAccessIssue]
+        tokens, logprobs = module.draw_tokens(logits.expand(6, -1), uniforms, **options)
+        close(tokens, [0, 0, 2, 2, 3, 3])
+        close(logprobs.exp(), [0.2, 0.2, 0.3, 0.3, 0.5, 0.5])
+    broken = logits.repeat(6, 1)
+    broken[4] = math.nan
+    with pytest.raises(ValueError, match=r"rows \[4\] hold NaN"):
+        module.draw_tokens(broken, uniforms, **options)
     # The two likeliest, by number or by mass: .3 and .5 become 3/8 and 5/8.
     for truncated in ({"top_k": 2}, {"top_p": 0.6}):
         tokens, logprobs = module.draw_tokens(logits.expand(6, -1), uniforms, **{**options, **truncated})

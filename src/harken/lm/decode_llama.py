@@ -1,4 +1,4 @@
-"""Decoding for models built like llama: keys and values lie as the products of a step read them, and stay there."""
+"""Decoding for models built like llama: keys and values lie where the products of a step read them, uncopied."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -28,10 +28,8 @@ class LlamaDecoder:
         self.room = self.length + new_tokens
         self.steps = torch.arange(self.room, device=layers.device)
         self.rotations = layers.rotations(self.steps)
-        # Keys lie with the positions last, as the product with a query reads them.
-        shape = (len(layers.layers), count * n, layers.key_heads, layers.width, self.room)
-        self.keys = torch.empty(shape, dtype=layers.dtype, device=layers.device)
-        self.values = torch.empty(*shape[:3], self.room, layers.width, dtype=layers.dtype, device=layers.device)
+        shape = (len(layers.layers), count * n, layers.key_heads, self.room, layers.width)
+        self.keys, self.values = (torch.empty(shape, dtype=layers.dtype, device=layers.device) for _ in range(2))
         rows = max(1, PREFILL_TOKENS // self.length)
         states = [
             self._read_prompts(ids[start : start + rows], padding[start : start + rows], start * n, n)
@@ -48,11 +46,12 @@ class LlamaDecoder:
         positions = here - self.padding
 
         def attend(number: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-            self.keys[number, :rows, ..., here] = keys
-            self.values[number, :rows, :, here] = values
+            self.keys[number, :rows, :, here], self.values[number, :rows, :, here] = keys, values
             # Query heads that share a key head are side by side: (rows x key heads, groups, width).
             grouped = (queries * layers.scale).reshape(-1, layers.groups, layers.width)
-            scores = torch.bmm(grouped, self.keys[number, :rows, ..., : self.length].flatten(0, 1))
+            # Keys first: the other way round the product would copy them.
+            scores = torch.bmm(self.keys[number, :rows, :, : self.length].flatten(0, 1), grouped.transpose(1, 2))
+            scores = scores.transpose(1, 2).contiguous()
             if self.hidden is not None:
                 scores.view(rows, -1, self.length).masked_fill_(self.hidden[..., : self.length], -torch.inf)
             weights = scores.softmax(-1, dtype=torch.float32).to(values.dtype)
@@ -65,8 +64,8 @@ class LlamaDecoder:
         """Go on with these rows, in this order; only those that change their place are copied."""
         for place, row in enumerate(rows):
             if place != row:
-                self.keys[:, place, ..., : self.length] = self.keys[:, row, ..., : self.length]
-                self.values[:, place, :, : self.length] = self.values[:, row, :, : self.length]
+                for memory in (self.keys, self.values):
+                    memory[:, place, :, : self.length] = memory[:, row, :, : self.length]
         self._set_padding(self.padding[torch.tensor(rows, device=self.padding.device)])
 
     def _set_padding(self, padding: Tensor) -> None:
@@ -86,9 +85,9 @@ class LlamaDecoder:
             allowed = (seen & (steps[:, None] >= steps))[:, None]
 
         def attend(number: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-            by_row = [part.unflatten(0, (count, size)).repeat_interleave(n, dim=0) for part in (keys, values)]
-            self.keys[number, rows, ..., :size] = by_row[0].permute(0, 2, 3, 1)
-            self.values[number, rows, :, :size] = by_row[1].transpose(1, 2)
+            for memory, part in ((self.keys, keys), (self.values, values)):
+                by_row = part.unflatten(0, (count, size)).repeat_interleave(n, dim=0)
+                memory[number, rows, :, :size] = by_row.transpose(1, 2)
             return attend_whole(self.layers, count, queries, keys, values, allowed)
 
         cos, sin = self.rotations

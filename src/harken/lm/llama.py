@@ -231,8 +231,38 @@ def _gated(act: nn.Module, gate: Tensor, up: Tensor) -> Tensor:
     return act(gate) * up
 
 
+class _RmsNorm(torch.autograd.Function):
+    """x / root mean square * weight, in fp32; only x is kept, in its own type (arXiv:1910.07467)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.eps = eps
+        return _unit(x, eps)[0].mul_(weight).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        unit, inverse = _unit(x, ctx.eps)
+        for_weight = None
+        if ctx.needs_input_grad[1]:
+            for_weight = (unit * grads[0]).flatten(0, -2).sum(0).to(weight.dtype)
+        wanted = grads[0] * weight.float()
+        # What would only make x longer or shorter changes nothing.
+        along = torch.linalg.vecdot(wanted, unit).unsqueeze(-1) / x.shape[-1]
+        return wanted.sub_(unit.mul_(along)).mul_(inverse).to(x.dtype), for_weight, None
+
+
+def _unit(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Return x over its root mean square, fp32, and the factor, (..., 1)."""
+    single = x.float()
+    squares = torch.linalg.vecdot(single, single).unsqueeze(-1)
+    inverse = (squares / x.shape[-1]).add_(eps).rsqrt_()
+    return single * inverse, inverse
+
+
 def _normed(x: Tensor, norm: tuple[Tensor, float]) -> Tensor:
-    return functional.rms_norm(x, norm[0].shape, *norm)
+    return cast(Tensor, _RmsNorm.apply(x, *norm))
 
 
 def _layer(block: Any, role: str | None) -> Layer:
