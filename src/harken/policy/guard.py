@@ -98,6 +98,8 @@ class Guard:
             # Until a window is whole, the policy that drew the first rollout.
             is_whole = len(self.rows) % self.settings.window == 0
             found = windows_of(self.rows, self.settings.window)[-1].judge if is_whole else -sys.float_info.max
+        elif self.settings.empty_limit is None and self.settings.length_limit is None:
+            return
         else:
             is_due = kept == -math.inf or step % self.config.save_every == 0
             found = float(step) if is_due and is_healthy(self.rows[-1], self.settings) else -math.inf
