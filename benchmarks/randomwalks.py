@@ -234,10 +234,12 @@ def ppo_config(seed: int, **changes: Any) -> PpoConfig:
         "sampling": SamplingConfig(max_new_tokens=LENGTH),
         "kl": FixedKl(coef=0.0),
         "score": ScoreConfig(stop_penalty="none"),
-        "loss": PpoLossConfig(),
+        # A policy that writes the same way from a start always can no longer find a better one.
+        "loss": PpoLossConfig(entropy_coef=0.01),
         "save_every": 1000,
         "tune": FullConfig(),
-        "policy_optimizer": rate(3e-4),
+        # At 3e-4, trlX's rate, one update of a nearly perfect policy may move it by more than a nat a token.
+        "policy_optimizer": rate(1e-4),
         "critic_optimizer": rate(1e-3),
         "chat": CHAT,
         "compute": COMPUTE,

@@ -169,7 +169,7 @@ def test_a_policy_that_falls_silent_goes_back_to_where_it_spoke(
 
     monkeypatch.setattr("harken.policy.ppo.rollout", silenced)
     arguments = (tiny_model_dir, material.prompts(), likes_even_tokens)
-    config = material.ppo_config(steps=6, policy_optimizer=FAST)
+    config = material.ppo_config(steps=6, policy_optimizer=FAST, critic_optimizer=FAST)
     ppo(*arguments, tmp_path / "stopped", config)
     manifest = read_manifest(tmp_path / "stopped")
     assert manifest is not None
