@@ -38,7 +38,6 @@ def write_recipe(path: Path, model: Path, ratings: Path) -> Path:
         f"""
 name = "small"
 model = "{model}"
-judge = "lexicon"
 chat.template = "raw"
 compute = {{ dtype = "float32", device = "cpu" }}
 
