@@ -3,6 +3,9 @@
 import re
 from pathlib import Path
 
+from harken.config.project import DemonstrationTask, SpansTask
+from harken.feedback.store import Given
+from harken.records import DemonstrationAnswer, Spans
 from tests.feedback.web_client import House
 from tests.feedback.working import win
 
@@ -33,3 +36,20 @@ def test_all_finished_work_can_be_read_page_by_page(tmp_path: Path) -> None:
     assert all(whole.count(f"<p>Answer {letter} to {number}.</p>") == 2 for letter in "ab" for number in range(40))
     assert (own.count("said Ann"), own.count("said Bob")) == (40, 0)
     assert "Answer 1 is better" in own
+
+
+def test_long_texts_and_marks_can_be_read_in_whole(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    (ann,) = house.work.people("Ann")
+    house.work.person("Rita", "reviewer")
+    written, marked = house.work.project(1, DemonstrationTask()), house.work.project(1, SpansTask())
+    lease = house.work.leases.claim(written.id, ann.id)
+    house.work.leases.submit(lease.id, ann.id, Given(DemonstrationAnswer(text="word " * 200 + "the end")))
+    lease = house.work.leases.claim(marked.id, ann.id)
+    name = lease.completions[0].id
+    span = {"completion_id": name, "start": 7, "end": 8, "label": "factual", "severity": "major"}
+    house.work.leases.submit(lease.id, ann.id, Given(Spans.model_validate({"spans": [span]})))
+    client = house.logged_in("Rita")
+    assert "the end" in client.get(f"/projects/{written.id}/review").text
+    assert '<mark dir="auto">a</mark> factual, major' in client.get(f"/projects/{marked.id}/review").text
+    house.close()
