@@ -77,7 +77,9 @@ def check_folder(folder: Path) -> None:
     """
     for name in FILES:
         if not check_inside(folder, name).is_file():
-            raise DataError(f"{folder}: no {name}; expected a folder that `harken collect export` wrote")
+            raise DataError(
+                f"{folder / name}: cannot be read: there is none; expected a folder that `harken collect export` wrote"
+            )
     verify(folder)
 
 
