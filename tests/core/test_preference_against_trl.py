@@ -34,6 +34,7 @@ COUNT, LENGTH = 5, 8
 # They take any tensors, and say that they take torch.FloatTensor, which no tensor is.
 TRL_CPO: Any = CPOTrainer.cpo_loss
 TRL_ORPO: Any = ORPOTrainer.odds_ratio_loss
+TRL_REWARD: Any = RewardTrainer.compute_loss
 
 
 class Defaults(SimpleNamespace):
@@ -181,7 +182,7 @@ def test_the_loss_of_reward_models_equals_that_of_trl(has_margin: bool, centerin
     margins = torch.rand(COUNT, generator=generator, dtype=torch.float64) * float(has_margin)
     trainer = Defaults.of(args=Defaults(center_rewards_coefficient=centering), _tp_size=1, _total_train_tokens=0)
     inputs = {"margin": margins} if has_margin else {}
-    theirs = RewardTrainer.compute_loss(trainer, lambda **_: SimpleNamespace(logits=scores[:, None]), inputs)
+    theirs = TRL_REWARD(trainer, lambda **_: SimpleNamespace(logits=scores[:, None]), inputs)
     chosen, rejected = scores.chunk(2)
     ones = torch.ones(COUNT, dtype=torch.float64)
     ours = bradley_terry_loss(

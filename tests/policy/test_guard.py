@@ -131,9 +131,9 @@ def test_a_run_that_a_held_out_judge_likes_less_and_less_goes_back_to_its_best_p
     ppo(tiny_model_dir, prompts, likes_even_tokens, once, config.model_copy(update={"steps": 1}))
     assert _weights(whole) == _weights(once)
     # Stopped and resumed it ends in the same way.
-    stops, options = material.StopsAfter(2), {"judge": dislikes_even_tokens}
+    options: dict[str, Any] = {"judge": dislikes_even_tokens, "reporter": material.StopsAfter(2)}
     with pytest.raises(material.Stopped):
-        ppo(tiny_model_dir, prompts, likes_even_tokens, halves, config, **options, reporter=stops)
+        ppo(tiny_model_dir, prompts, likes_even_tokens, halves, config, **options)
     ppo(tiny_model_dir, prompts, likes_even_tokens, halves, config, judge=dislikes_even_tokens)
     assert material.hashes(halves / "model") == material.hashes(whole / "model")
     again = read_manifest(halves)
