@@ -6,9 +6,10 @@ from typing import Generic, TypeVar
 
 from pydantic import BaseModel
 
-from harken.artifacts import artifact_digest, iterate_records, manifest_path
+from harken.artifacts import artifact_digest, iterate_records, manifest_path, verify
 from harken.errors import DataError
-from harken.feedback.exchange.own import FILES, check_folder
+from harken.feedback.exchange.own import FILES
+from harken.feedback.exchange.rows import check_inside
 from harken.feedback.source import Imported, ImportSource
 from harken.records import Completion, Judgment, Prompt
 
@@ -21,12 +22,13 @@ class RecordFile(Collection[ModelT], Generic[ModelT]):
     def __init__(self, path: Path, model: type[ModelT]) -> None:
         self._path = path
         self._model = model
+        self._length = sum(1 for _ in self)
 
     def __iter__(self) -> Iterator[ModelT]:
         return iterate_records(self._path, self._model)
 
     def __len__(self) -> int:
-        return sum(1 for _ in self)
+        return self._length
 
     def __contains__(self, record: object) -> bool:
         return any(record == own for own in self)
@@ -44,7 +46,9 @@ def read_harken(path: Path) -> Imported:
             f"{path}: not a folder; expected one that `harken collect export` wrote, with "
             "prompts.jsonl, completions.jsonl and judgments.jsonl"
         )
-    check_folder(path)
+    for name in FILES:
+        check_inside(path, name)
+    verify(path)
     notes: tuple[str, ...] = ()
     if not manifest_path(path).exists():
         notes = ("no manifest.json: whether the files were changed could not be checked",)
