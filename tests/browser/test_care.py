@@ -90,6 +90,9 @@ def test_refusing_a_kind_of_content_and_telling_about_oneself(window: Callable[.
         with work.store.database.writing() as connection:
             words = "We ask to know **who** judged, and delete it after two years."
             people.publish_consent_text(connection, "demographics", "1", words, actor=audit.COMMAND_LINE)
+            asked = people.current_consent_text(connection, "participation")
+            if asked is not None:  # another test's, on the same server
+                people.give_consent(connection, ida.id, asked)
     project = _marked(server)
     page = window(server, session)
     start(page, server, project)
