@@ -5,8 +5,10 @@ imitation and then writes walks as bad as those. Each method has to make it writ
 optimality: 1 for a shortest way to the goal, 0 for one that takes 10 nodes, never arrives, or uses an edge that is not
 there. The graph, the walks and the score are those of trlX (its `examples/randomwalks`, seed 1000).
 
-    python benchmarks/randomwalks.py --out out/randomwalks                    every method
+    python benchmarks/randomwalks.py --out out/randomwalks --seeds 0 1 2       every method
     python benchmarks/randomwalks.py --out out/randomwalks --only ilql ppo    some of them
+
+A method that was measured with a seed is not trained again.
 """
 
 import argparse
@@ -14,13 +16,14 @@ import json
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -231,10 +234,12 @@ def ppo_config(seed: int, **changes: Any) -> PpoConfig:
         "sampling": SamplingConfig(max_new_tokens=LENGTH),
         "kl": FixedKl(coef=0.0),
         "score": ScoreConfig(stop_penalty="none"),
-        "loss": PpoLossConfig(),
+        # A policy that writes the same way from a start always can no longer find a better one.
+        "loss": PpoLossConfig(entropy_coef=0.01),
         "save_every": 1000,
         "tune": FullConfig(),
-        "policy_optimizer": rate(3e-4),
+        # At 3e-4, trlX's rate, one update of a nearly perfect policy may move it by more than a nat a token.
+        "policy_optimizer": rate(1e-4),
         "critic_optimizer": rate(1e-3),
         "chat": CHAT,
         "compute": COMPUTE,
@@ -323,32 +328,85 @@ def mean(values: torch.Tensor) -> float:
     return round(float(values.mean()), 3)
 
 
-def main(arguments: list[str]) -> None:
-    """Train and measure; write and print what was found."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder for models and results.json")
-    parser.add_argument("--only", nargs="+", choices=METHODS, default=METHODS)
-    parser.add_argument("--seed", type=int, default=0)
-    asked = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    graph, out, seed = make_graph(), asked.out / f"seed-{asked.seed}", asked.seed
-    masked = ppo_config(seed, mask=MaskConfig())
+def run_seed(graph: Graph, out: Path, seed: int, names: Sequence[str]) -> dict[str, Any]:
+    """Train and measure with one seed, in seconds of one core; what its results.json has is not done again."""
+    out, kept = out / f"seed-{seed}", out / f"seed-{seed}" / "results.json"
+    model = out / "walks" / "model"
     methods: dict[str, Callable[[], dict[str, Any]]] = {
         "imitation": lambda: {"optimality": mean(measure(graph, open_trunk(pretrain(graph, out, seed))))},
         "best-of-n": lambda: run_best_of(graph, model),
         "rft": lambda: run_rft(graph, model, out / "rft", seed),
         "ilql": lambda: run_ilql(graph, model, seed),
         "ppo": lambda: run_ppo(graph, model, out / "ppo", ppo_config(seed)),
-        "nlpo": lambda: run_ppo(graph, model, out / "nlpo", masked),
+        "nlpo": lambda: run_ppo(graph, model, out / "nlpo", ppo_config(seed, mask=MaskConfig())),
     }
-    model = out / "walks" / "model"
-    found: dict[str, Any] = {"data": round(sum(map(graph.optimality, graph.walks)) / WALKS, 3)}
-    for name in ("imitation", *asked.only):
-        started = time.perf_counter()
-        found[name] = methods[name]()
-        found[name]["seconds"] = round(time.perf_counter() - started, 1)
-        (out / "results.json").write_text(json.dumps(found) + "\n", encoding="utf-8")
-        sys.stdout.write(f"{name}: optimality {found[name]['optimality']}, {found[name]['seconds']} s\n")
+    found: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
+    for name in ("imitation", *names):
+        if name not in found:
+            started = time.process_time()
+            found[name] = methods[name]()
+            found[name]["seconds"] = round(time.process_time() - started, 1)
+            kept.write_text(json.dumps(found) + "\n", encoding="utf-8")
+        sys.stdout.write(f"seed {seed}, {name}: {found[name]['optimality']}, {found[name]['seconds']} s\n")
+    return found
+
+
+def check(found: Mapping[str, Any]) -> dict[str, bool]:
+    """Return which of the three claims that can be judged hold for one seed."""
+    score = {name: row["optimality"] for name, row in found.items()}
+    claims: dict[str, bool] = {}
+    if "ppo" in score:
+        claims["PPO reaches 0.95"] = score["ppo"] >= 0.95
+    if "ilql" in score:
+        claims["ILQL with beta 100 gains 0.15"] = score["ilql"]["beta 100"] >= score["imitation"] + 0.15
+    if {"ppo", "nlpo"} <= score.keys():
+        # Each optimality has a standard error below 0.01.
+        claims["NLPO is no worse than PPO"] = score["nlpo"] >= score["ppo"] - 0.01
+    return claims
+
+
+def plot(by_seed: Mapping[int, Mapping[str, Any]], path: Path) -> None:
+    """Draw the learning curves, a line for each seed."""
+    figure = Figure(figsize=(9, 3), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    for number, found in enumerate(by_seed.values()):
+        for axes, name, column, color, title in (
+            (left, "ppo", 1, "tab:blue", "PPO"),
+            (left, "nlpo", 1, "tab:orange", "NLPO"),
+            (right, "ilql", 2, "tab:blue", "ILQL, beta 1"),
+            (right, "ilql", 3, "tab:orange", "ILQL, beta 100"),
+        ):
+            if name in found:
+                rows = found[name]["curve"]
+                label = title if number == 0 else None
+                axes.plot([row[0] for row in rows], [row[column] for row in rows], color=color, lw=1.2, label=label)
+    left.set(xlabel="iteration of 160 walks", ylabel="mean optimality", ylim=(0, 1.03))
+    right.set(xlabel="optimizer step of 100 walks")
+    for axes in (left, right):
+        axes.axhline(0.352, color="gray", lw=0.8, ls=":", label="the walks themselves")
+        axes.legend(loc="lower right", fontsize=8)
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=110, facecolor="white", metadata={"Software": None})
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Train and measure with every seed; print what was found and whether it is what was wanted."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder for models and results.json")
+    parser.add_argument("--only", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--plot", type=Path, help="picture of the learning curves")
+    asked = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    graph = make_graph()
+    walks = round(sum(map(graph.optimality, graph.walks)) / WALKS, 3)
+    sys.stdout.write(f"the walks: optimality {walks}\n")
+    by_seed = {seed: run_seed(graph, asked.out, seed, asked.only) for seed in asked.seeds}
+    for seed, found in by_seed.items():
+        for claim, holds in check(found).items():
+            sys.stdout.write(f"seed {seed}: {claim}: {'yes' if holds else 'NO'}\n")
+    if asked.plot is not None:
+        plot(by_seed, asked.plot)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from benchmarks.comparison import (
     token_differences,
 )
 from benchmarks.phases import PHASES
-from benchmarks.randomwalks import LENGTH, NODES, distances_to_goal, make_graph
+from benchmarks.randomwalks import LENGTH, NODES, check, distances_to_goal, make_graph
 from benchmarks.selection import (
     HH_FILE,
     choose,
@@ -249,3 +249,16 @@ def test_the_optimality_of_a_walk() -> None:
     assert graph.optimality(best[:2]) == graph.optimality(best[0]) == graph.optimality(best[0] + "z") == 0.0
     stranger = next(node for node in range(1, NODES) if not graph.edges[start, node])
     assert graph.optimality(best[0] + chr(97 + stranger) + "a") == 0.0
+
+
+def test_what_is_wanted_of_random_walks_is_said_of_what_was_run() -> None:
+    found = {
+        "imitation": {"optimality": 0.35},
+        "ilql": {"optimality": {"beta 1": 0.4, "beta 100": 0.49}},
+        "ppo": {"optimality": 0.96},
+        "nlpo": {"optimality": 0.97},
+    }
+    assert list(check(found).values()) == [True, False, True]
+    assert list(check({"imitation": found["imitation"], "ppo": {"optimality": 0.94}}).values()) == [False]
+    assert list(check(found | {"nlpo": {"optimality": 0.94}}).values())[-1] is False
+    assert check({"imitation": found["imitation"]}) == {}

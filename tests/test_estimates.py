@@ -3,11 +3,13 @@ import math
 
 import numpy as np
 import pytest
+from scipy.optimize import minimize
 
 from harken.errors import DataError
 from harken.estimates import (
     Estimate,
     bootstrap_mean,
+    length_controlled_win_rate,
     paired_difference,
     wilson,
     win_rate,
@@ -136,6 +138,60 @@ def test_a_clean_sweep_keeps_an_interval():
     lost = win_rate([[0.0]] * 5, [[1.0]] * 5, seed=0)
     assert (lost.value, lost.low) == (0.0, 0.0)
     assert lost.high == pytest.approx(1 - 5 / (5 + 1.959964**2), rel=1e-5)
+
+
+def made_by_length(seed, quality):
+    """Lengths of 600 prompts' completions, and scores of a judge who likes length, and side a by `quality`."""
+    draw = np.random.default_rng(seed)
+    a_lengths, b_lengths = draw.normal(26, 6, (600, 1)), draw.normal(20, 6, (600, 1))
+    longer = np.tanh((a_lengths - b_lengths) / (a_lengths - b_lengths).std())
+    a_wins = draw.random((600, 1)) < 1 / (1 + np.exp(-quality - 2 * longer))
+    return a_wins.astype(float), 1.0 - a_wins, a_lengths, b_lengths
+
+
+def test_a_judge_who_only_likes_length_has_no_preference_at_equal_lengths():
+    # At equal lengths the odds of a win are exp(quality): 1/2 at 0, 1 / (1 + exp(-1)) = 0.731 at 1. The standard error
+    # of 600 prompts is about 0.03.
+    for quality, wanted in ((0.0, 0.5), (1.0, 0.731)):
+        a, b, a_lengths, b_lengths = made_by_length(3, quality)
+        plain = win_rate(a, b, seed=0)
+        found = length_controlled_win_rate(a, b, a_lengths, b_lengths, seed=0)
+        low, high = ends(found)
+        assert low < wanted < high
+        assert abs(found.value - wanted) < 0.12  # 4 standard errors
+        assert plain.value > wanted + 0.07, "the plain rate goes with length"
+        # Twice the standard error on either side.
+        assert 0.06 < high - low < 0.2
+
+
+def test_the_length_controlled_win_rate_is_the_fit_of_plain_optimization():
+    a, b, a_lengths, b_lengths = made_by_length(4, 0.5)
+    differences = (a_lengths - b_lengths)[:, 0]
+    longer = np.tanh(differences / differences.std())
+
+    def loss(parameters):
+        theta, phi = parameters
+        logits = theta + phi * longer
+        likelihood = np.sum(a[:, 0] * logits - np.logaddexp(0, logits))
+        # Half a win and half a loss at equal lengths.
+        return -likelihood - 0.5 * theta + np.logaddexp(0, theta) + 0.5e-3 * phi**2
+
+    theta = minimize(loss, np.zeros(2), tol=1e-12).x[0]
+    found = length_controlled_win_rate(a, b, a_lengths, b_lengths, seed=0, resamples=10)
+    assert found.value == pytest.approx(1 / (1 + np.exp(-theta)), abs=1e-5)
+    other = length_controlled_win_rate(b, a, b_lengths, a_lengths, seed=0, resamples=10)
+    assert found.value + other.value == pytest.approx(1.0)
+
+
+def test_equal_lengths_leave_the_win_rate_and_a_clean_sweep_stays_finite():
+    a, b, same = [[1.0]] * 3 + [[0.0]], [[0.0]] * 3 + [[1.0]], [[5.0]] * 4
+    # 3 wins of 4: (3 + 1/2) / (4 + 1).
+    assert length_controlled_win_rate(a, b, same, same, seed=0).value == pytest.approx(0.7, abs=1e-9)
+    swept = length_controlled_win_rate([[1.0]] * 4, [[0.0]] * 4, [[1.0], [2.0], [3.0], [9.0]], same, seed=0)
+    assert 0.5 < ends(swept)[0] <= swept.value < 1.0
+    assert length_controlled_win_rate([[1.0]], [[0.0]], [[3.0]], [[2.0]], seed=0).low is None
+    with pytest.raises(DataError, match="lengths are of 1 prompts and scores of 4"):
+        length_controlled_win_rate(a, b, [[1.0]], [[1.0]], seed=0)
 
 
 def test_wilson_by_hand():

@@ -21,6 +21,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from harken.errors import DataError, StorageError
 from harken.records import SCHEMA_VERSION
 
+MAX_LINE = 32 << 20
+"""Bytes of the longest line that is read; files come from strangers."""
+MAX_WHOLE = 256 << 20
+"""Bytes of the largest file that is read whole."""
 HARKEN_VERSION = "0.1.0"
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
@@ -148,16 +152,48 @@ def read_json(path: Path) -> Any:
         return json.loads(read_bytes(path))
     except json.JSONDecodeError as error:
         raise DataError(f"{path}:{error.lineno}: bad JSON: {error.msg}") from error
+    except RecursionError as error:
+        raise DataError(f"{path}: bad JSON: brackets within brackets, too deep to read") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text at byte {error.start}; convert the file") from error
 
 
 def read_bytes(path: Path) -> bytes:
-    """Read a whole file; a `DataError` says when it is missing or unreadable."""
+    """Read a whole file; a `DataError` says when it is missing, unreadable or larger than `MAX_WHOLE`."""
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            content = file.read(MAX_WHOLE + 1)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}; check the path") from error
+    if len(content) > MAX_WHOLE:
+        raise DataError(f"{path}: larger than {MAX_WHOLE >> 20} MB; divide it into several files")
+    return content
+
+
+def read_text(path: Path) -> str:
+    """Read a whole UTF-8 file; a `DataError` says when it is none."""
+    try:
+        return read_bytes(path).decode()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text (byte {error.start}); convert the file") from error
+
+
+def bounded_lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """Yield (number, line without its end) in bounded memory; only a line feed ends a line.
+
+    Args:
+        path: of the file, for the message.
+        file: what is read.
+
+    Raises:
+        DataError: a line is longer than `MAX_LINE`.
+    """
+    number = 0
+    while line := file.readline(MAX_LINE + 1):
+        number += 1
+        if len(line) > MAX_LINE:
+            raise DataError(f"{path}:{number}: the line is longer than {MAX_LINE >> 20} MB; expected one row a line")
+        yield number, line.removesuffix(b"\n").removesuffix(b"\r")
 
 
 def sha256_file(path: Path) -> str:
@@ -263,7 +299,7 @@ def iterate_records(path: Path, model: type[ModelT]) -> Iterator[ModelT]:
     """Yield records of a JSON Lines file one by one; errors name file and line."""
     try:
         with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
+            for number, line in bounded_lines(path, file):
                 if line.strip():
                     yield parse_line(path, number, line, model)
     except OSError as error:

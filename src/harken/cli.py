@@ -173,6 +173,8 @@ app.command(
         "harken ppo --model out/sft --prompts p.jsonl \\",
         "    --reward out/reward --out out/ppo --preset llama-2",
         "harken ppo --model out/sft --prompts p.jsonl \\",
+        "    --reward out/reward --out out/ppo --judge lexicon",
+        "harken ppo --model out/sft --prompts p.jsonl \\",
         "    --reward out/reward --out out/nlpo --set mask.top_p=0.9",
     )
 )(ppo)

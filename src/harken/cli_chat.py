@@ -46,7 +46,7 @@ def open_room(
     Raises:
         HarkenError: a model cannot be loaded, or the project asks for something else.
     """
-    from harken.artifacts import read_bytes
+    from harken.artifacts import read_text
     from harken.config import LiveChatConfig, ProjectConfig
     from harken.errors import UsageError
     from harken.feedback.live import ChatRoom
@@ -63,7 +63,7 @@ def open_room(
     drawing = SamplingSettings(**config.sampling.model_dump())
     names = [model_name(spec) for spec in chat]
     first, second = (_open_chat(name, drawing, config) for name in names)
-    listed = read_bytes(more).decode().splitlines() if more else []
+    listed = read_text(more).splitlines() if more else []
     return ChatRoom((first, second), project.id, config, names=Names(names, listed), moderate=_moderation(moderation))
 
 

@@ -183,6 +183,7 @@ def train_by_reward(
     rewards: list[str],
     out: Path,
     progress: "Reporter",
+    judge: str | None = None,
 ) -> None:
     """Load the rewards, run a stage that learns from them, and print where its model is.
 
@@ -195,21 +196,26 @@ def train_by_reward(
         rewards: as given on the command line.
         out: run folder.
         progress: shows progress.
+        judge: a reward that nothing is learned from, for a stage that takes one.
     """
     from harken.reward.functions import load_reward
 
-    judge = load_reward(rewards, compute=asked.compute, notify=progress.say)
+    reward = load_reward(rewards, compute=asked.compute, notify=progress.say)
     inputs = {"prompts": prompts, **reward_inputs(rewards)}
+    more: dict[str, Any] = {}
+    if judge is not None:
+        more["judge"] = load_reward(judge, compute=asked.compute, notify=progress.say)
+        inputs |= reward_inputs([judge], "judge")
     with run_folder(out):
-        folder = train(model_name(model), records, judge, out, asked, inputs=inputs, reporter=progress)
+        folder = train(model_name(model), records, reward, out, asked, inputs=inputs, reporter=progress, **more)
     show(str(folder))
 
 
-def reward_inputs(specs: Sequence[str]) -> dict[str, Path | str]:
-    """Return the rewards as named inputs of a run: what `--reward` said, and the file or folder behind it."""
+def reward_inputs(specs: Sequence[str], kind: str = "reward") -> dict[str, Path | str]:
+    """Return the rewards as named inputs of a run: what `--reward` (or `--judge`) said, and the file or folder."""
     inputs: dict[str, Path | str] = {}
     for number, spec in enumerate(specs, start=1):
-        name = "reward" if len(specs) == 1 else f"reward_{number}"
+        name = kind if len(specs) == 1 else f"{kind}_{number}"
         weight, star, rest = spec.partition("*")
         source = rest if star else spec
         if star:

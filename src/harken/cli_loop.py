@@ -90,7 +90,7 @@ def init(
 
     The recipe is commented and runs as it is; beside it are places for data and runs.
     """
-    from harken.artifacts import read_bytes, storage_errors, write_text
+    from harken.artifacts import read_text, storage_errors, write_text
     from harken.config import RECIPES
     from harken.errors import UsageError
 
@@ -105,7 +105,7 @@ def init(
     with storage_errors(folder):
         data.mkdir(parents=True, exist_ok=True)
         runs.mkdir(exist_ok=True)
-    write_text(target, header + read_bytes(source).decode())
+    write_text(target, header + read_text(source))
     show(f"wrote {target}\nnext: harken run {target} --out {runs / 'first'}")
 
 

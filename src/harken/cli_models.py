@@ -100,11 +100,11 @@ def judge(
     agreement` tells how far they agree with people, beside how far people agree with each other. The same command again
     asks only about new pairs.
     """
-    from harken.artifacts import read_bytes
+    from harken.artifacts import read_text
     from harken.config import JudgeConfig
 
     asked = settings(JudgeConfig, config, changes)
-    text = read_bytes(criteria).decode() if criteria else ""
+    text = read_text(criteria) if criteria else ""
     from harken.collecting import open_judge
     from harken.errors import UsageError
     from harken.feedback.judge import judge_pairs

@@ -41,14 +41,10 @@ def consent(
     locale: Annotated[str, typer.Option("--locale", metavar="LANG", help="Language of the text.")] = "en",
 ) -> None:
     """Publish a version of a consent text. Everyone is asked again when the newest version is another."""
-    from harken.artifacts import read_bytes
-    from harken.errors import DataError
+    from harken.artifacts import read_text
     from harken.feedback.store import FeedbackStore, audit, people
 
-    try:
-        words = read_bytes(text).decode()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{text}: not UTF-8 text (byte {error.start}); convert the file") from error
+    words = read_text(text)
     with FeedbackStore.open(store) as opened, opened.database.writing() as connection:
         published = people.publish_consent_text(
             connection, purpose.value, version, words, actor=audit.COMMAND_LINE, locale=locale

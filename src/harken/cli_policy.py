@@ -20,6 +20,16 @@ from harken.cli_common import (
 )
 from harken.cli_fit import FitOption, fitted
 
+JudgeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--judge",
+        metavar="R",
+        help="A reward that nothing is learned from: where scores rise while its own fall, the run stops and gives out "
+        "the best policy it had.",
+    ),
+]
+
 KIN = {
     "rloo": "Train a policy with RLOO: each completion against the mean of the others of its prompt.",
     "grpo": "Train a policy with GRPO: each completion against its group, in units of the group's spread.",
@@ -48,13 +58,14 @@ def ppo(
             help="Start from named settings: openai-2019, n-details, instructgpt, llama-2, or one of PPO's kin.",
         ),
     ] = None,
+    judge: JudgeOption = None,
     fit: FitOption = False,
 ) -> None:
     """Train a policy to earn reward, with PPO.
 
     Leaving the model it starts from costs reward: the KL divergence times kl.coef.
     """
-    _train(preset, model, prompts, rewards, out, config, changes, fit)
+    _train(preset, model, prompts, rewards, out, config, changes, judge, fit)
 
 
 def kin_command(name: str) -> Callable[..., None]:
@@ -67,9 +78,10 @@ def kin_command(name: str) -> Callable[..., None]:
         out: FolderOption,
         config: ConfigOption = None,
         changes: SetOption = None,
+        judge: JudgeOption = None,
         fit: FitOption = False,
     ) -> None:
-        _train(name, model, prompts, rewards, out, config, changes, fit)
+        _train(name, model, prompts, rewards, out, config, changes, judge, fit)
 
     command.__doc__ = (
         f"{KIN[name]}\n\nThe same as `harken ppo --preset {name}`; --config and --set change its settings."
@@ -85,6 +97,7 @@ def _train(
     out: Path,
     config: Path | None,
     changes: list[str] | None,
+    judge: str | None,
     fit: bool,
 ) -> None:
     from harken.config import PpoConfig, load_preset
@@ -96,4 +109,6 @@ def _train(
 
     name = model_name(model)
     asked, progress = fitted(asked, out, name, records) if fit else (asked, reporter())
-    train_by_reward(train, asked, name, records, prompts=prompts, rewards=rewards, out=out, progress=progress)
+    train_by_reward(
+        train, asked, name, records, prompts=prompts, rewards=rewards, out=out, progress=progress, judge=judge
+    )

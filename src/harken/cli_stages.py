@@ -274,5 +274,6 @@ def _comparison_table(found: dict[str, Any]) -> str:
     for metric, value in found["policy"].items():
         sides = [value, found["against"].get(metric), found["difference"].get(metric)]
         rows.append([metric, *(interval(side) for side in sides)])
-    rows += [[f"win rate, {judge}", interval(value), "", ""] for judge, value in found["win_rate"].items()]
+    for kind, title in (("win_rate", "win rate"), ("win_rate_length_controlled", "win rate at equal lengths")):
+        rows += [[f"{title}, {judge}", interval(value), "", ""] for judge, value in found[kind].items()]
     return table(rows)

@@ -29,7 +29,7 @@ def tasks(
     The settings say what is asked, by how many people and for how long; they are those of a new project and cannot
     change later. The same task again adds nothing.
     """
-    from harken.artifacts import read_bytes, sha256_file
+    from harken.artifacts import read_text, sha256_file
     from harken.config import ProjectConfig
     from harken.datasets import read_completions, read_prompts
     from harken.errors import UsageError
@@ -53,7 +53,7 @@ def tasks(
                 check_task(line, wanted.task, str(path))
         else:
             lines = read_tasks(path, wanted.task)
-        text = read_bytes(guideline).decode() if guideline else ""
+        text = read_text(guideline) if guideline else ""
         found = found or projects.make(project, wanted, guideline=text)
         source = ImportSource("tasks", path.name, sha256_file(path))
         new, known = projects.add_tasks(found.id, lines, source)

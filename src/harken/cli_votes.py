@@ -39,15 +39,15 @@ def _facts(found: Mapping[str, Any]) -> list[list[str]]:
     rows += [["votes of two judges that agree", _number(found["raw_agreement"])]]
     if found["kendall_tau"] is not None:
         rows += [["Kendall's tau between rankings", _number(found["kendall_tau"])]]
-    rows += [["shown first wins", f"{interval(position['shown_first_wins'])}, p = {_p(position['p'])}"]]
+    rows += [["shown first wins", f"{interval(position['shown_first_wins'])}, {_told_p(position['p'])}"]]
     rows += [["shown first, logits by the scores", interval(position["logits"])]]
-    rows += [["sides drawn fairly, chi-square", f"{_number(sides['chi_square'])}, p = {_p(sides['p'])}"]]
+    rows += [["sides drawn fairly, chi-square", f"{_number(sides['chi_square'])}, {_told_p(sides['p'])}"]]
     rows += [["longer wins", interval(length["longer_wins"])]]
     for stratum in length["strata"]:
         label = f"longer wins, lengths {stratum['from']:.0%} to {stratum['to']:.0%} apart"
         rows += [[label, interval(stratum["longer_wins"])]]
     for name, coefficient in length["coefficients"].items():
-        rows += [[f"{name}, logits", f"{interval(coefficient)}, p = {_p(coefficient['p'])}"]]
+        rows += [[f"{name}, logits", f"{interval(coefficient)}, {_told_p(coefficient['p'])}"]]
     return rows
 
 
@@ -82,7 +82,7 @@ def _groups(found: Mapping[str, Any]) -> list[list[str]]:
         for name, group in found["groups"].items()
     ]
     rows += [["within groups", "", _number(found["within"])], ["between groups", "", _number(found["between"])]]
-    rows += [["permutation test of the difference", "", f"p = {_p(found['p'])}"]]
+    rows += [["permutation test of the difference", "", f"{_told_p(found['p'])}"]]
     if shift := found.get("shift"):
         rows += [
             [f"weight of differences, {name} less others", "", f"{interval(group['shift'])}, q = {_p(group['q'])}"]
@@ -121,6 +121,10 @@ def _probes(found: Mapping[str, Any]) -> list[list[str]]:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
+
+
+def _told_p(value: float | None) -> str:
+    return f"p {_p(value)}" if value is not None and value < 1e-4 else f"p = {_p(value)}"
 
 
 def _p(value: float | None) -> str:

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-from harken.preferences.judges import gold_of_tasks
 from harken.preferences.quality import agreement_report
 from harken.preferences.votes_report import votes_report
 from harken.records import Completion, Judgment, Rating
@@ -20,8 +19,7 @@ def measure(judgments: Sequence[Judgment], completions: Sequence[Completion]) ->
     axes = sorted({axis for one in judgments if isinstance(one.answer, Rating) for axis in one.answer.axes})
     ratings = {axis: agreement_report(judgments, completions, axis=axis, resamples=_RESAMPLES) for axis in axes}
     texts = ("most_disputed", "most_agreed")
-    gold = gold_of_tasks(judgments) or None
     return {
-        "votes": votes_report(judgments, completions, gold=gold, resamples=_RESAMPLES),
+        "votes": votes_report(judgments, completions, resamples=_RESAMPLES),
         "ratings": {axis: {k: v for k, v in one.items() if k not in texts} for axis, one in ratings.items()} or None,
     }

@@ -119,21 +119,92 @@ def win_rate(
         DataError: as `bootstrap_mean`, and if the numbers of prompts or of completions of a prompt
             differ.
     """
-    if len(a_by_prompt) != len(b_by_prompt):
-        raise DataError(
-            f"a has {len(a_by_prompt)} prompts and b {len(b_by_prompt)}; give the same prompts in the same order"
-        )
-    _prompt_means(a_by_prompt, "a")
-    _prompt_means(b_by_prompt, "b")
-    wins: list[float] = []
-    for index, (a, b) in enumerate(zip(a_by_prompt, b_by_prompt, strict=True)):
-        if len(a) != len(b):
-            raise DataError(f"prompt {index}: a has {len(a)} completions and b {len(b)}; give equally many of both")
-        wins.append(float(np.mean((np.sign(np.subtract(a, b)) + 1) / 2)))
-    total = sum(wins)
+    wins = _wins(a_by_prompt, b_by_prompt)
+    total = float(wins.sum())
     if len(wins) > 1 and total in (0.0, float(len(wins))):
         return wilson(total, len(wins), level=level)
-    return _bootstrap(np.array(wins), resamples, seed, level)
+    return _bootstrap(wins, resamples, seed, level)
+
+
+def length_controlled_win_rate(
+    a_by_prompt: Groups,
+    b_by_prompt: Groups,
+    a_lengths: Groups,
+    b_lengths: Groups,
+    *,
+    resamples: int = 2_000,
+    seed: int,
+    level: float = 0.95,
+) -> Estimate:
+    """Win rate of a as it would be if both sides were equally long, with an interval over prompts.
+
+    A logistic regression on the prompts: log odds of a win = theta + phi tanh(difference of lengths / its standard
+    deviation); the value is sigmoid(theta). What the regression calls length may be content that needs room: where it
+    is far from `win_rate`, read both.
+
+    Args:
+        a_by_prompt: scores of one side by prompt, larger is better.
+        b_by_prompt: scores of the other side, as for `win_rate`.
+        a_lengths: lengths of a's completions by prompt, in any unit.
+        b_lengths: those of b's, in the same unit.
+        resamples: number of bootstrap samples, each with a regression of its own.
+        seed: seed of the resampling.
+        level: coverage of the interval, in (0, 1).
+
+    Returns:
+        The rate, inside (0, 1): half a win and half a loss at equal lengths are added, so that it is also known where
+        every pair is won. Where no lengths differ it is (wins + 1/2) / (prompts + 1). The interval is None for one
+        prompt.
+
+    Raises:
+        DataError: as `win_rate`.
+
+    Source: Dubois et al. 2024, arXiv:2404.04475, eq. 1, without its term for the difficulty of the instruction, which
+        needs other models' answers.
+    """
+    wins = _wins(a_by_prompt, b_by_prompt)
+    differences = _prompt_means(a_lengths, "a_lengths") - _prompt_means(b_lengths, "b_lengths")
+    if len(differences) != len(wins):
+        raise DataError(f"lengths are of {len(differences)} prompts and scores of {len(wins)}; give those of the same")
+    spread = differences.std()
+    longer = np.tanh(differences / spread) if spread > 0 else np.zeros(len(wins))
+    value = float(_rate_at_equal_lengths(wins[None], longer[None])[0])
+    tail = (1 - _checked_level(level)) / 2
+    if len(wins) == 1:
+        return Estimate(value, None, None)
+    generator = np.random.default_rng(seed)
+    block = max(1, _BLOCK_SIZE // (10 * len(wins)))
+    samples: list[NDArray[np.float64]] = []
+    for start in range(0, resamples, block):
+        rows = generator.integers(0, len(wins), (min(block, resamples - start), len(wins)))
+        samples.append(_rate_at_equal_lengths(wins[rows], longer[rows]))
+    low, high = np.quantile(np.concatenate(samples), [tail, 1 - tail])
+    return Estimate(value, float(low), float(high))
+
+
+def _rate_at_equal_lengths(wins: NDArray[np.float64], longer: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return (S,) sigmoid(theta) of S logistic regressions of (S, P) wins on (S, P) `longer`, by Newton's method.
+
+    Half a win and half a loss at length 0 are added; a ridge of 1e-3 on phi settles it where nothing differs in length.
+    """
+    theta, phi = np.zeros((2, len(wins)))
+    for _ in range(100):
+        rates = 1 / (1 + np.exp(-np.clip(theta[:, None] + phi[:, None] * longer, -30, 30)))
+        middle = 1 / (1 + np.exp(-theta))
+        weights = rates * (1 - rates)
+        slope_theta = (wins - rates).sum(1) + 0.5 - middle
+        slope_phi = ((wins - rates) * longer).sum(1) - 1e-3 * phi
+        a = weights.sum(1) + middle * (1 - middle)
+        b = (weights * longer).sum(1)
+        c = (weights * longer**2).sum(1) + 1e-3
+        determinant = a * c - b * b
+        # A step of at most 1 keeps Newton's method from leaping over the optimum of nearly separable data.
+        step_theta = np.clip((c * slope_theta - b * slope_phi) / determinant, -1, 1)
+        step_phi = np.clip((a * slope_phi - b * slope_theta) / determinant, -1, 1)
+        theta, phi = theta + step_theta, phi + step_phi
+        if max(np.abs(step_theta).max(), np.abs(step_phi).max()) < 1e-10:
+            break
+    return 1 / (1 + np.exp(-theta))
 
 
 def wilson(successes: float, n: int, *, level: float = 0.95) -> Estimate:
@@ -162,6 +233,22 @@ def wilson(successes: float, n: int, *, level: float = 0.95) -> Estimate:
     # Rounding may leave the ends of a share of 0 or 1 a hair outside [0, 1] or off the share
     # itself.
     return Estimate(share, min(max(0.0, center - half), share), max(min(1.0, center + half), share))
+
+
+def _wins(a_by_prompt: Groups, b_by_prompt: Groups) -> NDArray[np.float64]:
+    """Return (P,), the share of a's completions of each prompt that win, ties half."""
+    if len(a_by_prompt) != len(b_by_prompt):
+        raise DataError(
+            f"a has {len(a_by_prompt)} prompts and b {len(b_by_prompt)}; give the same prompts in the same order"
+        )
+    _prompt_means(a_by_prompt, "a")
+    _prompt_means(b_by_prompt, "b")
+    wins: list[float] = []
+    for index, (a, b) in enumerate(zip(a_by_prompt, b_by_prompt, strict=True)):
+        if len(a) != len(b):
+            raise DataError(f"prompt {index}: a has {len(a)} completions and b {len(b)}; give equally many of both")
+        wins.append(float(np.mean((np.sign(np.subtract(a, b)) + 1) / 2)))
+    return np.array(wins)
 
 
 def _prompt_means(values_by_prompt: Groups, side: str) -> NDArray[np.float64]:

@@ -60,9 +60,13 @@ def run_recipe(recipe: RecipeConfig, out: Path, reporter: Reporter = QUIET) -> P
     reward = clock.stage("reward", train_reward_model)
 
     def train_policy() -> Path:
-        inputs = {"prompts": data["train_prompts"], "reward": reward}
-        judge = load_reward(str(reward), compute=recipe.ppo.compute)
-        return ppo(base, prompts, judge, out / "ppo", recipe.ppo, inputs=inputs, reporter=reporter)
+        inputs: dict[str, Path | str] = {"prompts": data["train_prompts"], "reward": reward}
+        scorer = load_reward(str(reward), compute=recipe.ppo.compute)
+        judge = load_reward(recipe.judge, compute=recipe.ppo.compute) if recipe.judge else None
+        if judge is not None:
+            inputs["judge"] = recipe.judge
+        options: Any = {"judge": judge, "inputs": inputs, "reporter": reporter}
+        return ppo(base, prompts, scorer, out / "ppo", recipe.ppo, **options)
 
     policy = clock.stage("ppo", train_policy)
 

@@ -51,6 +51,28 @@ class SharesBase(Protocol):
         ...
 
 
+@runtime_checkable
+class Examined(Protocol):
+    """A reward that was compared with people's choices it had not seen."""
+
+    def doubt(self) -> str | None:
+        """Say what was found, if by that it may be no better than chance; else None."""
+        ...
+
+
+def refuse_chance(reward: object) -> None:
+    """Insist on a reward that is known to be better than a coin, or of which nothing is known.
+
+    Raises:
+        RewardError: it may be a coin; the message says how often it was right.
+    """
+    if isinstance(reward, Examined) and (doubt := reward.doubt()):
+        raise RewardError(
+            f"{doubt}; what a policy learns from it may be noise: train it on more pairs, or go on all the same with "
+            "score.accept_chance = true"
+        )
+
+
 class Piece(NamedTuple):
     """What comes next of an answer that is being written."""
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from harken.artifacts import first_problem, read_bytes, verify
+from harken.artifacts import bounded_lines, first_problem, verify
 from harken.errors import DataError
 from harken.records import (
     LabeledCompletion,
@@ -134,13 +134,17 @@ def json_rows(path: Path) -> Iterator[tuple[str, Row]]:
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Yield (number, text) of each line; a file with a manifest must still be what the manifest says."""
     verify(path)
-    # Only "\n" ends a line: other separators may stand inside a text.
-    content = read_bytes(path).removeprefix(b"\xef\xbb\xbf").removesuffix(b"\n").split(b"\n")
-    for number, line in enumerate(content, start=1):
-        try:
-            yield number, line.decode().removesuffix("\r")
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path}:{number}: not UTF-8 text (byte {error.start}); convert the file") from error
+    try:
+        with path.open("rb") as file:
+            for number, line in bounded_lines(path, file):
+                try:
+                    yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
+                except UnicodeDecodeError as error:
+                    raise DataError(
+                        f"{path}:{number}: not UTF-8 text (byte {error.start}); convert the file"
+                    ) from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}; check the path") from error
 
 
 def scored_items(where: str, row: Row) -> list[ScoredDemonstration]:

@@ -103,6 +103,11 @@ class Run:
             )
         self._append("metrics.jsonl", {"step": step, **metrics})
 
+    def rows(self) -> list[dict[str, float]]:
+        """Return the rows of metrics.jsonl so far."""
+        path = self.folder / "metrics.jsonl"
+        return [json.loads(line) for line in read_bytes(path).splitlines()] if path.exists() else []
+
     def log_sample(self, step: int, row: Mapping[str, object]) -> None:
         """Append one row to samples.jsonl."""
         self._append("samples.jsonl", {"step": step, **row})

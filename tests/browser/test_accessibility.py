@@ -1,42 +1,15 @@
 """Every page can be used by everybody: axe, enlarged text, narrow windows, right to left, dark, without motion."""
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
-from axe_playwright_python.base import AXE_SCRIPT
 from playwright.sync_api import Page
 
+from tests.browser.looking import OVERFLOW, axe, look
 from tests.browser.pages import fill
 from tests.browser.server import TEXTS, Server, start
 
 ARABIC = TEXTS[3]
-# Tables and code may scroll in a box of their own; the page itself never does, and nothing is cut off beside it.
-OVERFLOW = """() => {
-  const wide = document.documentElement.clientWidth;
-  const inBox = (node) => node.closest(".scroll, pre, table, textarea, .skip-link, dialog:not([open])");
-  const out = [...document.querySelectorAll("body *")].filter((node) => {
-    const box = node.getBoundingClientRect();
-    return !inBox(node) && box.width > 0 && (box.right > wide + 1 || box.left < -1);
-  });
-  return document.documentElement.scrollWidth > wide || out.length
-    ? [document.documentElement.scrollWidth, wide, ...out.slice(0, 4).map((node) => node.outerHTML.slice(0, 120))] : [];
-}"""
-
-
-def _axe(page: Page, rules: list[str] | None = None) -> list[str]:
-    """What axe finds that is serious or critical; `rules` are the only ones to check."""
-    page.evaluate(AXE_SCRIPT)
-    options: dict[str, Any] = {"resultTypes": ["violations"]}
-    if rules:
-        options["runOnly"] = {"type": "rule", "values": rules}
-    found = page.evaluate("(options) => axe.run(options)", options)
-    return [
-        f"{one['id']}: {node['html'][:150]} {node['failureSummary']}"
-        for one in found["violations"]
-        if one["impact"] in ("serious", "critical")
-        for node in one["nodes"]
-    ]
 
 
 @pytest.mark.timeout(400)
@@ -57,32 +30,12 @@ def test_every_page_is_accessible_light_and_dark_enlarged_and_narrow(page: Page,
         page.emulate_media(color_scheme="light", reduced_motion="reduce")
         page.set_viewport_size({"width": 1280, "height": 900})
         page.goto(f"{server.address}{path}")
-        problems += [f"{name}: {text}" for text in _look(page)]
+        problems += [f"{name}: {text}" for text in look(page)]
     page.context.clear_cookies()
     for name in ("/login", "/join/{token}"):
         page.goto(f"{server.address}{pages[name]}")
-        problems += [f"{name}: {text}" for text in _look(page)]
+        problems += [f"{name}: {text}" for text in look(page)]
     assert not problems, "\n".join(problems)
-
-
-def _look(page: Page) -> list[str]:
-    page.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
-    problems = _axe(page)
-    page.emulate_media(color_scheme="dark", reduced_motion="reduce")
-    problems += [f"dark: {text}" for text in _axe(page, ["color-contrast", "link-in-text-block"])]
-    page.emulate_media(color_scheme="light", reduced_motion="reduce")
-    # A window of 1280 at 200 and at 400 %; then the text alone at 200 %.
-    for width in (640, 320):
-        page.set_viewport_size({"width": width, "height": 800})
-        problems += [f"{width} wide: {found}" for found in [page.evaluate(OVERFLOW)] if found]
-    page.set_viewport_size({"width": 1280, "height": 900})
-    page.evaluate("document.documentElement.style.fontSize = '200%'")
-    problems += [f"text at 200 %: {found}" for found in [page.evaluate(OVERFLOW)] if found]
-    # The whole page from right to left, as in a browser set to Arabic.
-    page.evaluate("document.documentElement.style.fontSize = ''; document.documentElement.dir = 'rtl'")
-    problems += [f"right to left: {found}" for found in [page.evaluate(OVERFLOW)] if found]
-    page.set_viewport_size({"width": 1280, "height": 900})
-    return problems
 
 
 def test_the_judges_themselves_see_what_is_wrong(page: Page, server: Server) -> None:
@@ -95,14 +48,14 @@ def test_the_judges_themselves_see_what_is_wrong(page: Page, server: Server) -> 
       faint.style.width = "200vw";
       document.querySelector("main").append(button, faint);
     }""")
-    assert {found.split(":")[0] for found in _axe(page)} == {"button-name", "color-contrast"}
+    assert {found.split(":")[0] for found in axe(page)} == {"button-name", "color-contrast"}
     assert page.evaluate(OVERFLOW)
 
 
 def test_help_is_accessible_and_keeps_the_focus(page: Page, server: Server) -> None:
     start(page, server, server.project("comparison", [{"prompt": "Help?", "completions": ["a", "b"]}]))
     page.keyboard.press("?")
-    assert not _axe(page)
+    assert not axe(page)
     for _ in range(6):
         page.keyboard.press("Tab")
         inside = "document.activeElement === document.body || !!document.activeElement.closest('#help')"

@@ -1,17 +1,9 @@
 """The live chat in a real browser: blind, streamed, voted on at any time, and training gets exactly what was chosen."""
 
 import json
-import os
 import random
 import re
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +12,13 @@ from playwright.sync_api import Browser, Page
 
 from harken.config.preferences import PreferencesConfig
 from harken.feedback.exchange import read_harken
-from harken.feedback.store import Accounts, FeedbackStore
+from harken.feedback.store import FeedbackStore
 from harken.preferences.pairs import preferences_from_export
 from harken.records import Comparison, Judgment
-from tests.browser.server import ROOT
-from tests.feedback.scripted import service
-from tests.feedback.working import PASSWORD
+from tests.browser.chat_server import MODELS, ChatServer, answers, both_answered, both_began, chatting, send
+from tests.browser.server import as_shown
 
 pytestmark = pytest.mark.usefixtures("browser")
-MODELS = ("alpha-owl", "beta-fox")
 NOTE_WHEN_SENT = """
 for (const button of document.querySelectorAll("[name=outcome]")) {
   new MutationObserver(() => {
@@ -37,69 +27,12 @@ for (const button of document.querySelectorAll("[name=outcome]")) {
   }).observe(button, { attributes: true });
 }
 """
-ODD = "<script>document.title = 'pwned'</script> a\u202eb **x** \U0001f600"
-
-
-def _say(body: dict[str, Any]) -> str:
-    """What both models write, by the newest message; the model's own mark is a word that is no name of it."""
-    asked = body["messages"][-1]["content"]
-    mark = {"alpha-owl": "feathers", "beta-fox": "whiskers"}[body["model"]]
-    if "fail" in asked and body["model"] == "beta-fox":
-        return "FAIL"
-    if "who" in asked:
-        return (
-            f"I am glad you ask. I am {body['model']} and that is all." if body["model"] == "alpha-owl" else "Nobody."
-        )
-    if "same" in asked:
-        return "The same words."
-    count = 300 if "long" in asked else 6
-    turns = sum(message["role"] == "user" for message in body["messages"])
-    return f"{mark} turn {turns}: {asked} {ODD} " + " ".join(f"w{number}" for number in range(count))
-
-
-@dataclass
-class ChatServer:
-    address: str
-    store: str
-    session: str
-    process: subprocess.Popen[str]
-    command: list[str]
-
-
-def _start(command: list[str], address: str) -> subprocess.Popen[str]:
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "HARKEN_MODEL_KEY": "a-secret-key"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    for _ in range(600):
-        try:
-            urllib.request.urlopen(f"{address}/login").close()
-            break
-        except urllib.error.URLError:
-            assert process.poll() is None, process.communicate()[1]
-            time.sleep(0.1)
-    return process
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChatServer]:
-    folder = tmp_path_factory.mktemp("chat")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    store, address = f"sqlite:///{folder / 'f.db'}", f"http://127.0.0.1:{port}"
-    with service(_say, delay_s=0.01) as models:
-        code = "from harken.cli import main; main()"
-        command = [sys.executable, "-c", code, "ui", "--store", store, "--port", str(port), "--chat"]
-        command += [f"{models}#{model}" for model in MODELS] + ["--chat-set", "turns_a_minute=1000"]
-        process = _start(command, address)
-        with FeedbackStore.open(store) as opened:
-            accounts = Accounts(opened.database)
-            session = accounts.log_in(accounts.join(accounts.first_invitation(), "Olga", PASSWORD))
-        found = ChatServer(address, store, session, process, command)
-        yield found
-        found.process.terminate()
-        _, problems = found.process.communicate(timeout=20)
-        assert "Traceback" not in problems
-        assert "a-secret-key" not in problems
+    with chatting(tmp_path_factory.mktemp("chat")) as server:
+        yield server
 
 
 @pytest.fixture
@@ -125,44 +58,15 @@ def page(browser: Browser, server: ChatServer) -> Iterator[Page]:
     assert not problems
 
 
-def _send(page: Page, words: str) -> None:
-    page.fill("#text", words)
-    page.press("#text", "Enter")
-
-
-def _both_answered(page: Page) -> None:
-    page.wait_for_selector("#status:has-text('Both have answered')")
-
-
-def _both_began(page: Page) -> None:
-    # By hand: waiting inside the page needs eval, which the page forbids.
-    deadline = time.monotonic() + 20
-    while min(len(text) for text in _shown(page)) < 60:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def _shown(page: Page) -> list[str]:
-    return [page.text_content(f"[data-place='{place}'] [data-text]") or "" for place in (1, 2)]
-
-
-def _as_shown(text: str) -> str:
-    return text.replace("\u202e", "U+202E")
-
-
-def _exported(server: ChatServer, folder: Path) -> tuple[dict[str, Any], list[Judgment]]:
-    with FeedbackStore.open(server.store) as store:
-        store.export(folder)
-    records = read_harken(folder)
-    return {one.id: one for one in records.completions}, list(records.judgments)
-
-
 def _conversation(page: Page) -> str:
     return page.get_attribute("#chat", "data-conversation") or ""
 
 
 def _own(server: ChatServer, page: Page, folder: Path) -> tuple[dict[str, Any], list[Judgment]]:
-    texts, judgments = _exported(server, folder)
+    with FeedbackStore.open(server.store) as store:
+        store.export(folder)
+    records = read_harken(folder)
+    texts, judgments = {one.id: one for one in records.completions}, list(records.judgments)
     tag = f"conversation:{_conversation(page)}"
     return texts, [one for one in judgments if one.assignment is not None and tag in one.assignment.tags]
 
@@ -182,12 +86,12 @@ def test_what_is_voted_is_what_training_gets(page: Page, server: ChatServer, tmp
     draw = random.Random(4)
     clicked: list[tuple[list[str], int]] = []
     for number in range(6):
-        _send(page, f"question {number}")
-        _both_answered(page)
+        send(page, f"question {number}")
+        both_answered(page)
         html = page.content()
         assert not any(model in html for model in MODELS) or number > 0
         choice = draw.randrange(9)
-        clicked.append((_shown(page), choice))
+        clicked.append((answers(page), choice))
         _vote_now(page, choice, ("keys", "mouse")[number % 2])
         assert all(model in page.content() for model in MODELS)  # revealed by the vote
     completions, judgments = _own(server, page, tmp_path / "export")
@@ -196,7 +100,7 @@ def test_what_is_voted_is_what_training_gets(page: Page, server: ChatServer, tmp
     kept: list[str] = []
     for judgment, (shown, choice) in zip(judgments, clicked, strict=True):
         texts = [completions[one].message.content for one in judgment.shown]
-        assert [_as_shown(text) for text in texts] == shown
+        assert [as_shown(text) for text in texts] == shown
         answer = judgment.answer
         assert isinstance(answer, Comparison)
         if choice == 4:
@@ -226,8 +130,8 @@ def test_what_is_voted_is_what_training_gets(page: Page, server: ChatServer, tmp
 
 
 def test_a_vote_before_the_end_stores_what_was_seen(page: Page, server: ChatServer, tmp_path: Path) -> None:
-    _send(page, "a long one")
-    _both_began(page)
+    send(page, "a long one")
+    both_began(page)
     # Noted in the page when the vote is sent, so that no piece comes in between.
     page.evaluate(NOTE_WHEN_SENT)
     _vote_now(page, 0, "keys")
@@ -236,19 +140,19 @@ def test_a_vote_before_the_end_stores_what_was_seen(page: Page, server: ChatServ
     (judgment,) = judgments
     texts = [completions[one].message.content for one in judgment.shown]
     assert all("w299" not in text for text in texts)
-    assert [_as_shown(text) for text in texts] == seen
+    assert [as_shown(text) for text in texts] == seen
     assert [completions[one].finish_reason for one in judgment.shown] == [None, None]
 
 
 def test_stopping_keeps_what_was_shown(page: Page, server: ChatServer, tmp_path: Path) -> None:
-    _send(page, "a long one")
-    _both_began(page)
+    send(page, "a long one")
+    both_began(page)
     page.keyboard.press("Escape")
-    _both_answered(page)
-    shown = _shown(page)
+    both_answered(page)
+    shown = answers(page)
     assert all("w299" not in text for text in shown)
     page.reload()
-    assert _shown(page) == shown  # it was in the store already
+    assert answers(page) == shown  # it was in the store already
     before = page.url
     page.keyboard.press("b")
     page.wait_for_url(lambda url: "saved=" in url and url != before)
@@ -256,12 +160,12 @@ def test_stopping_keeps_what_was_shown(page: Page, server: ChatServer, tmp_path:
     answer = judgments[0].answer
     assert isinstance(answer, Comparison)
     assert answer.outcome == "both_bad"
-    assert [_as_shown(completions[one].message.content) for one in judgments[0].shown] == shown
+    assert [as_shown(completions[one].message.content) for one in judgments[0].shown] == shown
 
 
 def test_an_answer_that_gives_its_name_away_is_covered(page: Page, server: ChatServer, tmp_path: Path) -> None:
-    _send(page, "who are you")
-    _both_answered(page)
+    send(page, "who are you")
+    both_answered(page)
     named = page.locator("[data-named]:not([hidden])")
     assert named.count() == 1
     place = page.locator(".completion.live", has=named).get_attribute("data-place")
@@ -276,7 +180,7 @@ def test_an_answer_that_gives_its_name_away_is_covered(page: Page, server: ChatS
 
 
 def test_a_failed_model_is_told_without_its_name(page: Page) -> None:
-    _send(page, "please fail")
+    send(page, "please fail")
     failure = page.wait_for_selector(".failure")
     assert failure is not None
     page.wait_for_selector("#again:not([hidden])")
@@ -289,30 +193,30 @@ def test_a_failed_model_is_told_without_its_name(page: Page) -> None:
 
 
 def test_a_restart_loses_nothing_that_has_a_receipt(page: Page, server: ChatServer, tmp_path: Path) -> None:
-    _send(page, "one")
-    _both_answered(page)
+    send(page, "one")
+    both_answered(page)
     _vote_now(page, 0, "keys")
-    _send(page, "two, a long one")
-    _both_began(page)
+    send(page, "two, a long one")
+    both_began(page)
     server.process.kill()
     server.process.communicate()
     page.wait_for_selector("#trouble:not([hidden])")
     assert "still here" in page.inner_text("#trouble")
     assert page.input_value("#text") == "two, a long one"
-    server.process = _start(server.command, server.address)
+    server.start_again()
     page.reload()
     assert page.input_value("#text") == "two, a long one"
     assert len(page.query_selector_all(".past-turn")) == 1
     page.press("#text", "Enter")
-    _both_began(page)
+    both_began(page)
     _vote_now(page, 8, "keys")
     _, judgments = _own(server, page, tmp_path / "export")
     assert len(judgments) == 2
 
 
 def test_equal_answers_have_no_winner(page: Page) -> None:
-    _send(page, "the same please")
-    _both_answered(page)
+    send(page, "the same please")
+    both_answered(page)
     page.keyboard.press("1")
     page.keyboard.press("Enter")
     page.wait_for_selector("#trouble:not([hidden])")

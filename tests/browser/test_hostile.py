@@ -15,7 +15,7 @@ from tests.browser.server import Server, start
 
 # What no text may bring into a page.
 FOREIGN = """() => {
-  const own = (node) => !node.closest(".text, .clip, .past, q, mark, bdi, [dir=auto]:not(textarea)");
+  const own = (node) => !node.closest(".text, .clip, .past, q, mark, bdi, [dir=auto]:not(textarea, input)");
   const loads = /^(script|style|iframe|object|embed|svg|math|img|video|base|form|link|meta|input|select)$/i;
   const found = [];
   for (const node of document.querySelectorAll("*")) {

@@ -13,7 +13,9 @@ from tests.cli.calling import FP32, Ended, call, write_data, write_ratings, writ
 COMPUTE = harken.ComputeConfig(dtype="float32")
 SMALL = ("--set", "batch_size=10")
 SHORT = ("--set", "sampling.max_new_tokens=6")
-STEPS = ("--set", "steps=2", "--set", "prompts_per_step=4", "--set", "minibatch_size=4", *SHORT)
+# A reward model of 20 pairs is a coin.
+ACCEPT = ("--set", "score.accept_chance=true")
+STEPS = ("--set", "steps=2", "--set", "prompts_per_step=4", "--set", "minibatch_size=4", *SHORT, *ACCEPT)
 NORMALIZE = ("--set", "normalization_samples=8", *SHORT)
 
 
@@ -219,6 +221,18 @@ def test_weights_and_functions_of_rewards_are_part_of_the_settings(here: Path) -
         assert "inputs.reward" in ended.problem
 
 
+def test_a_judge_watches_what_the_reward_teaches(here: Path) -> None:
+    arguments = ("rloo", "--model", "out/sft", "--prompts", "prompts.txt", "--out", "out/watched", *FP32, *SHORT)
+    sizes = ("--set", "steps=1", "--set", "prompts_per_step=2", "--set", "minibatch_size=8")
+    assert call(*arguments, *sizes, "--reward", "lexicon", "--judge", "0.5*lexicon").code == 0
+    row = json.loads((here / "out/watched/metrics.jsonl").read_text().splitlines()[0])
+    assert row["judge_mean"] == pytest.approx(0.5 * row["score_mean"], abs=1e-6)
+    manifest = read_manifest(here / "out/watched")
+    assert manifest is not None
+    assert manifest.parents["judge"] == "lexicon"
+    assert manifest.parents["judge_weight"] == "0.5"
+
+
 def test_two_reward_models_add_up_though_they_have_the_same_base(here: Path) -> None:
     data = ("--data", "pairs.jsonl", "--out", "out/other")
     assert call("reward", "--model", "out/sft", *data, *FP32, *SMALL, *NORMALIZE, "--set", "seed=9").code == 0
@@ -266,6 +280,7 @@ def test_the_recipe_that_init_writes_runs_all_stages(
         "ppo.steps": "2",
         "ppo.prompts_per_step": "4",
         "ppo.minibatch_size": "4",
+        "ppo.score.accept_chance": "true",
         "evaluate.bootstrap_resamples": "100",
     }
     options = [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]

@@ -14,10 +14,12 @@ from trl.experimental.cpo.cpo_trainer import CPOTrainer
 from trl.experimental.orpo.orpo_trainer import ORPOTrainer
 from trl.trainer.dpo_trainer import DPOTrainer
 from trl.trainer.kto_trainer import KTOTrainer
+from trl.trainer.reward_trainer import RewardTrainer
 
 from harken.core.kto_loss import Labeled, kto_baseline, kto_loss
 from harken.core.preference_loss import (
     Pairs,
+    conservative_labels,
     cpo_loss,
     dpo_loss,
     hinge_loss,
@@ -26,11 +28,13 @@ from harken.core.preference_loss import (
     robust_labels,
     simpo_loss,
 )
+from harken.core.reward_loss import bradley_terry_loss
 
 COUNT, LENGTH = 5, 8
 # They take any tensors, and say that they take torch.FloatTensor, which no tensor is.
 TRL_CPO: Any = CPOTrainer.cpo_loss
 TRL_ORPO: Any = ORPOTrainer.odds_ratio_loss
+TRL_REWARD: Any = RewardTrainer.compute_loss
 
 
 class Defaults(SimpleNamespace):
@@ -110,6 +114,88 @@ def test_losses_with_a_reference_equal_those_of_trl(beta: float, seed: int) -> N
     for kind, result in ours.items():
         theirs = _trl_dpo(pairs, mask, logprobs, loss_types=[kind], beta=beta, label_smoothing=0.2)
         _same(result.loss, theirs)
+
+
+@pytest.mark.parametrize("kind", ["sigmoid", "sigmoid_norm", "robust", "ipo", "hinge"])
+def test_losses_with_a_reference_have_the_gradients_of_trl(kind: str) -> None:
+    pairs, mask, logprobs = _pairs(5)
+    found: list[Tensor] = []
+    for number in range(2):
+        own = logprobs.clone().requires_grad_()
+        if number:
+            loss = _trl_dpo(pairs, mask, own, loss_types=[kind], beta=0.3, label_smoothing=0.2)
+        else:
+            chosen, rejected = own.sum(1).chunk(2)
+            mine = pairs._replace(chosen_logprobs=chosen, rejected_logprobs=rejected)
+            robust = mine._replace(soft_labels=robust_labels(mine.soft_labels, 0.2))
+            loss = {
+                "sigmoid": dpo_loss(mine, beta=0.3, denominator=COUNT),
+                "sigmoid_norm": dpo_loss(mine, beta=0.3, length_normalized=True, denominator=COUNT),
+                "robust": dpo_loss(robust, beta=0.3, denominator=COUNT),
+                "ipo": ipo_loss(mine, beta=0.3, length_normalized=True, denominator=COUNT),
+                "hinge": hinge_loss(mine, beta=0.3, denominator=COUNT),
+            }[kind].loss
+        torch.autograd.backward(loss)
+        assert own.grad is not None
+        found.append(own.grad * mask[:, 1:])
+    assert float(found[0].abs().max()) > 0
+    _same(found[0], found[1])
+
+
+def test_ipo_of_whole_completions_equals_trl_where_these_have_one_token() -> None:
+    # TRL divides by the tokens always; of one token the two conventions are the same, however it was set.
+    pairs, mask, logprobs = _pairs(6)
+    mask[:, 2:] = 0
+    logprobs = logprobs * mask[:, 1:]
+    chosen, rejected = logprobs.sum(1).chunk(2)
+    one = torch.ones(COUNT, dtype=torch.float64)
+    pairs = pairs._replace(chosen_logprobs=chosen, rejected_logprobs=rejected, chosen_lengths=one, rejected_lengths=one)
+    theirs = _trl_dpo(pairs, mask, logprobs, loss_types=["ipo"], beta=0.3)
+    for length_normalized in (False, True):
+        _same(ipo_loss(pairs, beta=0.3, length_normalized=length_normalized, denominator=COUNT).loss, theirs)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_losses_without_a_reference_equal_those_of_trl(seed: int) -> None:
+    # TRL has them in its CPO trainer: conservative labels, hinge (SLiC), and IPO per token.
+    pairs, _, _ = _pairs(seed)
+    sides = pairs.chosen_logprobs, pairs.rejected_logprobs
+    free = pairs.without_reference()
+    means = sides[0] / pairs.chosen_lengths, sides[1] / pairs.rejected_lengths
+    smooth = free._replace(soft_labels=conservative_labels(free.soft_labels, 0.2))
+    for kind, smoothing, shown, ours in (
+        ("sigmoid", 0.2, sides, dpo_loss(smooth, beta=0.3, denominator=COUNT)),
+        ("sigmoid", 0.2, sides, cpo_loss(smooth, beta=0.3, nll_coef=0.0, denominator=COUNT)),
+        ("hinge", 0.0, sides, hinge_loss(free, beta=0.3, denominator=COUNT)),
+        ("ipo", 0.0, means, ipo_loss(free, beta=0.3, length_normalized=True, denominator=COUNT)),
+        ("ipo", 0.0, sides, ipo_loss(free, beta=0.3, denominator=COUNT)),
+    ):
+        settings = Defaults.of(loss_type=kind, beta=0.3, alpha=0.0, label_smoothing=smoothing)
+        _same(ours.loss, TRL_CPO(settings, *shown)[0].mean())
+
+
+@pytest.mark.parametrize("centering", [None, 0.01])
+@pytest.mark.parametrize("has_margin", [False, True])
+def test_the_loss_of_reward_models_equals_that_of_trl(has_margin: bool, centering: float | None) -> None:
+    generator = torch.Generator().manual_seed(8)
+    scores = 3 * torch.randn(2 * COUNT, generator=generator, dtype=torch.float64)
+    margins = torch.rand(COUNT, generator=generator, dtype=torch.float64) * float(has_margin)
+    trainer = Defaults.of(args=Defaults(center_rewards_coefficient=centering), _tp_size=1, _total_train_tokens=0)
+    inputs = {"margin": margins} if has_margin else {}
+    theirs = TRL_REWARD(trainer, lambda **_: SimpleNamespace(logits=scores[:, None]), inputs)
+    chosen, rejected = scores.chunk(2)
+    ones = torch.ones(COUNT, dtype=torch.float64)
+    ours = bradley_terry_loss(
+        chosen,
+        rejected,
+        soft_labels_P=ones,
+        margins_P=margins,
+        weights_P=ones,
+        denominator=COUNT,
+        centering=centering or 0.0,
+    )
+    assert isinstance(theirs, Tensor)
+    _same(ours.loss, theirs)
 
 
 def test_dpo_with_likelihood_equals_trl_where_chosen_sides_are_equally_long() -> None:

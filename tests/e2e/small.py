@@ -65,6 +65,7 @@ prompts_per_step = 8
 epochs = 2
 minibatch_size = 4
 sampling = {{ max_new_tokens = 8 }}
+score.accept_chance = true
 
 [evaluate]
 max_prompts = 8

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -46,6 +47,19 @@ def test_one_command_runs_the_whole_loop(done: Path) -> None:
     evaluation = json.loads((done / "evaluate" / "evaluation.json").read_text())
     assert set(evaluation["win_rate"]) == {"reward", "lexicon"}
     assert len(material.rows(done / "ppo" / "metrics.jsonl")) == 3
+
+
+def test_a_recipe_may_name_a_judge_that_watches_ppo(done: Path, recipe: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(done, tmp_path / "watched")
+    for stage in ("ppo", "evaluate"):
+        shutil.rmtree(out / stage)
+    run_recipe(load_recipe(recipe, ["judge=lexicon"]), out)
+    rows = material.rows(out / "ppo" / "metrics.jsonl")
+    assert len(rows) == 3
+    assert all(-1 <= row["judge_mean"] <= 1 for row in rows)
+    manifest = read_manifest(out / "ppo")
+    assert manifest is not None
+    assert manifest.parents["judge"] == "lexicon"
 
 
 def test_the_same_command_again_skips_everything(done: Path, recipe: Path) -> None:

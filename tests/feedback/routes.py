@@ -7,7 +7,9 @@ WHO = {
     "open": "GET /login, POST /login, GET /join/{token}, POST /join/{token}, GET /api/openapi.json",
     "annotator": """
         GET /, POST /logout, GET /account, POST /account/password, POST /account/log-out-everywhere,
-        POST /account/data, POST /account/withdraw, GET /consent, POST /consent, GET /projects/{project_id},
+        POST /account/data, POST /account/withdraw, GET /account/content, POST /account/content,
+        GET /account/about-you, POST /account/about-you, POST /account/about-you/take-back,
+        POST /tasks/{lease_id}/opt-out, GET /consent, POST /consent, GET /projects/{project_id},
         POST /projects/{project_id}/next, GET /projects/{project_id}/answers, GET /tasks/{lease_id},
         POST /tasks/{lease_id}, POST /tasks/{lease_id}/draft, GET /api/v1/me, GET /api/v1/projects,
         GET /api/v1/projects/{project_id}, POST /api/v1/projects/{project_id}/claims,
@@ -23,7 +25,8 @@ WHO = {
     "owner": """
         GET /manage, POST /manage/projects, GET /manage/projects/{project_id},
         POST /manage/projects/{project_id}/tasks, POST /manage/projects/{project_id}/guideline,
-        POST /manage/projects/{project_id}/state, POST /manage/projects/{project_id}/members,
+        POST /manage/projects/{project_id}/state, POST /manage/projects/{project_id}/settings,
+        POST /manage/projects/{project_id}/members,
         GET /manage/people, POST /manage/people/invite, POST /manage/people/{person_id}, GET /manage/tokens,
         POST /manage/tokens, POST /manage/tokens/{token_id}/revoke, GET /manage/webhooks,
         POST /manage/webhooks, POST /manage/webhooks/{webhook_id}/test,

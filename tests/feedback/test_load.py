@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -55,8 +56,10 @@ def _crowd(url: str, folder: Path, *, num_workers: int, clients: int, claims: in
         started.append(start_server(*options))
 
     try:
-        with FeedbackStore.open(url, create=False) as store:
-            works = asyncio.run(_with_kill(port, workers, project, claims, kill, lambda: store.status().num_judgments))
+        # In a thread of its own: a browser test before this one leaves its event loop running in the main one.
+        with FeedbackStore.open(url, create=False) as store, ThreadPoolExecutor(1) as pool:
+            crowd = _with_kill(port, workers, project, claims, kill, lambda: store.status().num_judgments)
+            works = pool.submit(asyncio.run, crowd).result()
     finally:
         for process in started:
             if process.poll() is None:

@@ -3,6 +3,8 @@
 import csv
 import gzip
 import json
+import struct
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -67,6 +69,33 @@ def test_open_assistant_has_1022_pairs_of_416_prompts(realdata: Path) -> None:
 def test_the_crowd_votes_one_to_five_times_a_pair(realdata: Path) -> None:
     with (realdata / "llmfao" / "crowd-comparisons.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    votes = [sum(1 for row in rows if row["id"] == pair) for pair in {row["id"] for row in rows[:200]}]
-    assert {1 <= number <= 5 for number in votes} == {True}
+    votes = Counter(row["id"] for row in rows)
+    assert (len(votes), min(votes.values()), max(votes.values())) == (2139, 1, 5)
     assert len({row["worker"] for row in rows}) == 124
+
+
+def test_the_anesthesia_table_has_45_patients_and_5_observers(realdata: Path) -> None:
+    with (realdata / "dawid-skene-1979" / "anesthesia.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert (len({row["patient"] for row in rows}), len({row["observer"] for row in rows})) == (45, 5)
+
+
+def test_questions_have_two_turns_and_word_problems_an_answer(realdata: Path) -> None:
+    questions = [row for _, row in read_rows(realdata / "mt-bench" / "question.jsonl")]
+    assert {len(row["turns"]) for row in questions if isinstance(row, dict)} == {2}
+    problems = [row for _, row in read_rows(realdata / "gsm8k" / "train-1000.jsonl")]
+    assert sum("\n#### " in row["answer"] for row in problems if isinstance(row, dict)) == 1000
+
+
+def test_the_tiny_model_is_what_the_readme_says(realdata: Path) -> None:
+    """The header of llama2.c: width, inner width, layers, heads, key-value heads, tokens (above 0: tied), positions."""
+    raw = (realdata / "stories260K" / "stories260K.bin").read_bytes()
+    width, inner, layers, heads, kv_heads, tokens, positions = struct.unpack("7i", raw[:28])
+    assert (heads, kv_heads, tokens) == (8, 4, 512)
+    size = width // heads
+    of_layer = 2 * width + 2 * width * width + 2 * width * kv_heads * size + 3 * width * inner
+    parameters = tokens * width + layers * of_layer + width
+    assert round(parameters / 1e6, 2) == 0.26
+    # The rest of the file are the angles of the positions, two tables, in fp32 like the weights.
+    assert len(raw) == 28 + 4 * (parameters + positions * size)
+    assert round((realdata / "tinyshakespeare" / "input.txt").stat().st_size / 1e6, 1) == 1.1

@@ -295,7 +295,8 @@ def test_ppo_on_a_reward_model_leaves_the_reward_model_as_it_was(
     before = load_reward(str(reward_dir), compute=material.COMPUTE)(asked, given)
     reward = StoredRewardModel(reward_dir)
     both = WeightedSum([(1.0, reward), (0.5, material.count_letter)])
-    ppo(tiny_model_dir, material.prompts(), both, tmp_path, material.ppo_config(steps=2))
+    config = material.ppo_config(steps=2, score=ScoreConfig(stop_penalty="none", accept_chance=True))
+    ppo(tiny_model_dir, material.prompts(), both, tmp_path, config)
     assert "policy" in reward.model().trunk.roles, "it was on the policy's base"
     assert reward(asked, given) == pytest.approx(before, rel=1e-5)
 

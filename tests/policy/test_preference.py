@@ -32,7 +32,8 @@ from harken.lm.load import load_model
 from harken.lm.trunk import Trunk
 from harken.policy import preference as preference_module
 from harken.policy import preference_step
-from harken.policy.preference import BEST_FILE, dpo, examined, kto
+from harken.policy.best import BEST_FILE
+from harken.policy.preference import dpo, examined, kto
 from harken.policy.preference_data import encode, prepare, taken_apart
 from harken.policy.preference_step import Examples, Whole, all_logprobs, check_start, preference_loss
 from harken.policy.sft import ROLE

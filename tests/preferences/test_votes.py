@@ -17,7 +17,7 @@ from harken.config.preferences import (
     Resolve,
 )
 from harken.errors import DataError
-from harken.preferences.judges import gold_of_tasks
+from harken.preferences.judges import gold_of_task
 from harken.preferences.vote_pairs import VotePairs, pairs_from_votes
 from harken.preferences.votes import read_votes
 from harken.preferences.votes_report import votes_report
@@ -86,9 +86,9 @@ def test_gold_answers_of_tasks_are_judgments_known_to_be_right() -> None:
         comparison(name, shown, winner, judge=name).model_copy(update={"assignment": task})
         for name, shown, winner in (("1", ("a", "b"), "a"), ("2", ("b", "a"), "b"))
     ]
-    gold = gold_of_tasks([*tested, comparison("3", ("a", "c"), "c")])
-    assert [(one.answer, one.shown) for one in gold] == [(right, ("a", "b"))]
-    report = votes_report(tested, [completion(name) for name in "abc"], gold=gold, resamples=10)
+    gold = [gold_of_task(one) for one in [*tested, comparison("3", ("a", "c"), "c")]]
+    assert [one and (one.answer, one.shown) for one in gold] == [(right, ("a", "b")), (right, ("b", "a")), None]
+    report = votes_report(tested, [completion(name) for name in "abc"], resamples=10)
     assert report is not None
     assert [row["gold"]["value"] for row in report["judges"]] == [1.0, 0.0]
 

@@ -138,6 +138,7 @@ def evaluation() -> dict[str, Any]:
         "against": before,
         "difference": difference,
         "win_rate": {"lexicon": interval(0.74, 0.035), "reward": interval(0.87, 0.025)},
+        "win_rate_length_controlled": {"lexicon": interval(0.71, 0.04), "reward": interval(0.85, 0.03)},
         "finish_reasons": {
             "policy": {"stop": 0.91, "length": 0.09},
             "against": {"stop": 0.88, "length": 0.12},

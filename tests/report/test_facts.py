@@ -112,6 +112,17 @@ def test_win_rates_are_read_against_one_half(rate, says, verdict):
     assert fact.verdict == verdict
 
 
+def test_a_win_rate_that_goes_with_length_is_said_to():
+    for controlled, says, verdict in ((0.72, "would be 72%", "neutral"), (0.55, "much of the preference", "unclear")):
+        rates = {"win_rate": {"lexicon": interval((0.74, 0.70, 0.78))}}
+        rates["win_rate_length_controlled"] = {"lexicon": interval((controlled, controlled - 0.05, controlled + 0.05))}
+        fact = facts.length_control(evaluation(lexicon=UP).model_copy(update=rates), "lexicon")
+        assert fact is not None
+        assert says in fact.text
+        assert fact.verdict == verdict
+    assert facts.length_control(evaluation(lexicon=UP), "lexicon") is None
+
+
 def test_side_effects_are_named_when_clear_and_only_then():
     worse = facts.side_effects(evaluation(distinct_2=DOWN, repetition=UP, distinct_1=FLAT))
     assert worse is not None
@@ -318,6 +329,13 @@ def test_too_few_steps_make_no_trend():
 def test_trouble_in_the_curves_is_named(metric, first, last, says):
     warnings = stage_facts.ppo_warnings(curve(**{metric: zigzag(first, last, 0.0)}))
     assert [says in fact.text for fact in warnings] == [True]
+
+
+def test_a_run_that_its_guard_stopped_says_so():
+    (fact,) = stage_facts.stopped({"stopped": "60% of the completions hold no text", "best_step": 1200})
+    wanted = "stopped because 60% of the completions hold no text. What was given out is the policy of iteration 1,200."
+    assert (wanted in fact.text, fact.verdict) == (True, "bad")
+    assert stage_facts.stopped({"iterations": 3}) == []
 
 
 def test_healthy_curves_give_no_warning():

@@ -12,12 +12,14 @@ import torch
 
 from harken.artifacts import artifact_digest, read_manifest
 from harken.config import ComputeConfig, FullConfig, LoraConfig, OptimizerConfig, RewardConfig, Tune
-from harken.errors import DataError
+from harken.errors import DataError, RewardError
+from harken.estimates import wilson
 from harken.lm.batch import Tokens, pad
 from harken.lm.forward import sequence_scores
 from harken.lm.load import load_model
 from harken.lm.sample import completion_seeds, sample
 from harken.lm.trunk import Trunk
+from harken.policy.ppo import ppo
 from harken.records import Completion, Prompt, SamplingSettings
 from harken.reward import train as train_module
 from harken.reward.functions import load_reward
@@ -308,6 +310,28 @@ def test_pairs_that_share_completions_stay_in_one_pass() -> None:
     assert train_module.pair_microbatches(group + other, 8) == [list(range(6)), list(range(6, 12))]
     assert train_module.pair_microbatches(group + other, 16) == [list(range(12))]
     assert train_module.pair_microbatches(group, 1) == [[row] for row in range(6)]
+
+
+def test_ppo_refuses_a_reward_model_that_may_be_a_coin(tiny_model_dir: Path, tmp_path: Path) -> None:
+    # Right in 8 of 12 held-out pairs: Wilson's interval is 39 % to 86 %. In 12 of 12: 76 % to 100 %.
+    folder = train_reward(tiny_model_dir, material.pairs(), tmp_path / "reward", material.reward_config())
+    settings = json.loads((folder / "reward.json").read_text())
+    assert settings["heldout_accuracy"] == json.loads((tmp_path / "reward/evaluation.json").read_text())["accuracy"]
+    config = material.ppo_config(steps=1)
+
+    def run(right: int, name: str, **score: Any) -> Path:
+        settings["heldout_accuracy"] = {**wilson(right, 12).as_dict(), "n": 12}
+        again = RewardModel(StoredRewardModel(folder, compute=material.COMPUTE).model().trunk, material.COMPUTE)
+        again.save(tmp_path / name, {"heldout_accuracy": settings["heldout_accuracy"]}, {})
+        reward = load_reward([f"0.5*{tmp_path / name}", f"0.5*{tmp_path / name}"], compute=material.COMPUTE)
+        asked = config.model_copy(update={"score": config.score.model_copy(update=score)})
+        return ppo(tiny_model_dir, material.prompts(), reward, tmp_path / f"{name}-ppo", asked)
+
+    with pytest.raises(RewardError, match=r"unsure: right in 67% of 12 .* 39% to 86%.*score\.accept_chance = true"):
+        run(8, "unsure")
+    assert not (tmp_path / "unsure-ppo").exists(), "refused before anything is written"
+    assert run(8, "accepted", accept_chance=True).is_dir()
+    assert run(12, "sure").is_dir()
 
 
 def test_a_pair_that_is_too_long_is_named(tiny_model_dir: Path, tmp_path: Path) -> None:

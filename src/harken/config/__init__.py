@@ -4,6 +4,7 @@ from harken.config.base import Config, apply_overrides, build, differences, fiel
 from harken.config.collect import CollectConfig
 from harken.config.disclosure import DisclosureConfig, PayConfig
 from harken.config.evaluate import BestOfConfig, EvaluateConfig, GenerateConfig
+from harken.config.guard import GuardConfig
 from harken.config.ilql import IlqlConfig, IlqlLossConfig
 from harken.config.live import LiveChatConfig
 from harken.config.nlpo import MaskConfig
@@ -99,6 +100,7 @@ __all__ = [
     "GenerateConfig",
     "GroupConfig",
     "GspoLossConfig",
+    "GuardConfig",
     "HingeLossConfig",
     "IlqlConfig",
     "IlqlLossConfig",

@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from harken.config.base import Config
+from harken.config.guard import GuardConfig
 from harken.config.nlpo import MaskConfig
 from harken.config.policy_loss import PolicyLoss, PpoLossConfig, ReinforceLossConfig
 from harken.config.sampler import OwnSamplerConfig, SamplerConfig
@@ -74,7 +75,7 @@ Kl = Annotated[FixedKl | AdaptiveKl, Field(discriminator="kind")]
 
 
 class ScoreConfig(Config):
-    """What happens to a score before it becomes reward."""
+    """What happens to a score before it becomes reward, and when scores are not believed."""
 
     clip: Positive = 10.0
     """Scores are clipped to plus and minus this."""
@@ -90,6 +91,10 @@ class ScoreConfig(Config):
     """That penalty at max_new_tokens."""
     whiten_rewards: bool = False
     """Scale the batch's rewards to unit spread, keeping their mean (OpenAI 2019)."""
+    guard: GuardConfig = GuardConfig()
+    """When a run is stopped because its scores can no longer be believed."""
+    accept_chance: bool = False
+    """Learn also from a reward model whose accuracy on held-out pairs may be that of a coin."""
 
 
 class GaeConfig(Config):

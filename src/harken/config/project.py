@@ -148,6 +148,10 @@ class ProjectConfig(Config):
     """Whether people are asked for their reasons."""
     qualification: Qualification | None = None
     """What people must show before they get tasks that count; None: nothing."""
+    sensitive_tags: tuple[str, ...] = ()
+    """Tags of tasks whose texts are covered until a person uncovers them; people can ask to be given none of a tag."""
+    break_minutes: Count | None = 60
+    """Minutes of work without a pause after which a break is proposed; None: never."""
 
 
 def num_completions(task: TaskConfig) -> tuple[int, int]:

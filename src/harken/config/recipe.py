@@ -41,6 +41,9 @@ class RecipeConfig(Config):
     """Pairs to reward model."""
     ppo: PpoConfig = PpoConfig()
     """Reward model to policy."""
+    judge: str = ""
+    """A reward, as of `--reward`, that PPO learns nothing from: where scores rise while its own fall, PPO ends and
+    gives out the best policy it had; empty: none."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """Policy against SFT model."""
 

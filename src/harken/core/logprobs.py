@@ -279,15 +279,15 @@ def draw_tokens(
     _check_uniforms(uniforms_N, len(logits_NV))
     rows = max(1, _CACHED_LOGITS // logits_NV.shape[1]) if logits_NV.device.type == "cpu" else len(logits_NV)
     tokens = logits_NV.new_empty(len(logits_NV), dtype=torch.long)
-    logprobs: list[Tensor] = []
+    found: list[Tensor] = []
     for start in range(0, len(logits_NV), rows):
         chosen = slice(start, start + rows)
         tempered = _tempered(logits_NV[chosen], temperature)
         largest = tempered.amax(dim=-1, keepdim=True)
         tokens[chosen], total = _draw((tempered - largest).exp_(), uniforms_N[chosen], first_row=start)
         drawn = tempered.gather(1, tokens[chosen, None]).squeeze(1)
-        logprobs.append(drawn - largest.squeeze(1) - total.log().to(tempered.dtype))
-    return tokens, torch.cat(logprobs)
+        found.append(drawn - largest.squeeze(1) - total.log().to(tempered.dtype))
+    return tokens, torch.cat(found)
 
 
 def _first_past(mass_NK: Tensor, target_N: Tensor) -> tuple[Tensor, Tensor]:

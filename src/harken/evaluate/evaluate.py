@@ -10,7 +10,7 @@ import torch
 
 from harken.artifacts import read_json, write_json, write_text
 from harken.config import EvaluateConfig
-from harken.estimates import Estimate, bootstrap_mean, paired_difference, win_rate
+from harken.estimates import Estimate, bootstrap_mean, length_controlled_win_rate, paired_difference, win_rate
 from harken.evaluate.text import distinct_n, repetition
 from harken.lm.batch import Batch, Tokens, pad
 from harken.lm.forward import by_microbatch, completion_logprobs
@@ -84,6 +84,7 @@ def compare(policy: "Side", against: "Side", scores: Scores, config: EvaluateCon
         "finish_reasons": {name: side.finish_reasons() for name, side in sides.items()},
         "difference": {},
         "win_rate": {},
+        "win_rate_length_controlled": {},
     }
     by_prompt = {"reward_score" if judge == "reward" else judge: found for judge, found in scores.items()}
     by_prompt["length_tokens"] = {name: side.lengths() for name, side in sides.items()}
@@ -100,6 +101,9 @@ def compare(policy: "Side", against: "Side", scores: Scores, config: EvaluateCon
         result["difference"][metric] = paired_difference(found["policy"], found["against"], **options).as_dict()
     for judge, found in scores.items():
         result["win_rate"][judge] = win_rate(found["policy"], found["against"], **options).as_dict()
+        result["win_rate_length_controlled"][judge] = length_controlled_win_rate(
+            found["policy"], found["against"], policy.lengths(), against.lengths(), seed=config.seed
+        ).as_dict()
     return result
 
 

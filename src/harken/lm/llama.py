@@ -232,7 +232,7 @@ def _gated(act: nn.Module, gate: Tensor, up: Tensor) -> Tensor:
 
 
 class _RmsNorm(torch.autograd.Function):
-    """x / root mean square * weight, in fp32; only x is kept, in its own type (arXiv:1910.07467)."""
+    """x / root mean square * weight, in fp32 at least; only x is kept, in its own type (arXiv:1910.07467)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -247,15 +247,15 @@ class _RmsNorm(torch.autograd.Function):
         for_weight = None
         if ctx.needs_input_grad[1]:
             for_weight = (unit * grads[0]).flatten(0, -2).sum(0).to(weight.dtype)
-        wanted = grads[0] * weight.float()
+        wanted = grads[0] * weight.to(unit.dtype)
         # What would only make x longer or shorter changes nothing.
         along = torch.linalg.vecdot(wanted, unit).unsqueeze(-1) / x.shape[-1]
         return wanted.sub_(unit.mul_(along)).mul_(inverse).to(x.dtype), for_weight, None
 
 
 def _unit(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Return x over its root mean square, fp32, and the factor, (..., 1)."""
-    single = x.float()
+    """Return x over its root mean square, fp32 (fp64 for fp64), and the factor, (..., 1)."""
+    single = x.to(torch.promote_types(x.dtype, torch.float32))
     squares = torch.linalg.vecdot(single, single).unsqueeze(-1)
     inverse = (squares / x.shape[-1]).add_(eps).rsqrt_()
     return single * inverse, inverse

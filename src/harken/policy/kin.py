@@ -23,6 +23,7 @@ class PolicyStage(Protocol):
         out: Path,
         config: PpoConfig | None = None,
         *,
+        judge: Reward | None = None,
         inputs: Mapping[str, Path | str] | None = None,
         reporter: Reporter = QUIET,
     ) -> Path:
@@ -40,6 +41,7 @@ def _kin(name: str) -> PolicyStage:
         out: Path,
         config: PpoConfig | None = None,
         *,
+        judge: Reward | None = None,
         inputs: Mapping[str, Path | str] | None = None,
         reporter: Reporter = QUIET,
     ) -> Path:
@@ -54,7 +56,7 @@ def _kin(name: str) -> PolicyStage:
                     f"{name}: {key} is {found!r}, expected {wanted!r}; make the settings with "
                     f"harken.preset({name!r}, ...), or call harken.ppo"
                 )
-        return ppo(model, prompts, reward, out, config, inputs=inputs, reporter=reporter)
+        return ppo(model, prompts, reward, out, config, judge=judge, inputs=inputs, reporter=reporter)
 
     stage.__name__ = stage.__qualname__ = name.replace("-", "_")
     stage.__doc__ = (

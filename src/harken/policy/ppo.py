@@ -21,6 +21,7 @@ from harken.lm.optim import Optimizer
 from harken.lm.samplers import open_sampler
 from harken.lm.speed import Meter
 from harken.lm.trunk import Trunk
+from harken.policy.guard import Guard
 from harken.policy.nlpo import add_mask, load_mask, remove_mask, renew_mask_if_due, save_mask
 from harken.policy.ptx import PtxMix
 from harken.policy.rollout import CRITIC, POLICY, Rollout, draw_prompts, merged, rollout, score, score_greedy
@@ -28,7 +29,7 @@ from harken.policy.selftest import check_first_rollout, check_output_layer
 from harken.policy.sft import save_policy
 from harken.policy.update import PpoState, update
 from harken.progress import QUIET, Reporter
-from harken.protocols import Reward, SharesBase
+from harken.protocols import Reward, SharesBase, refuse_chance
 from harken.records import Prompt
 from harken.runs import Run, Timer, derive_seed
 
@@ -40,6 +41,7 @@ def ppo(
     out: Path,
     config: PpoConfig | None = None,
     *,
+    judge: Reward | None = None,
     inputs: Mapping[str, Path | str] | None = None,
     reporter: Reporter = QUIET,
 ) -> Path:
@@ -51,15 +53,20 @@ def ppo(
         reward: any callable that scores completions; a reward model on the same base shares it.
         out: run folder; a stopped run goes on, a finished one is returned as it is.
         config: settings; the defaults are recommended ones.
+        judge: a reward that nothing is learned from; where the score rises while this one falls, the run ends and gives
+            out the best policy it had (`score.guard`).
         inputs: names and paths of prompts and reward, for the manifest and for noticing that they changed.
         reporter: shows progress.
 
     Raises:
         DataError: no prompts, or one too long.
+        RewardError: a reward model that may be no better than a coin, unless `score.accept_chance`.
         SelfTestError: something is wrong with model, sampler or rendering; the message says what.
         ResumeError: `out` was started with other settings.
     """
     config = config or PpoConfig()
+    if not config.score.accept_chance:
+        refuse_chance(reward)
     ptx = {"ptx": config.ptx.data} if config.ptx.data else {}
     run = Run(out, "ppo", config, {"model": model, **ptx, **(inputs or {})})
     if run.finished:
@@ -72,13 +79,14 @@ def ppo(
     if run.checkpoint_folder:
         state.set_numbers(load_training(run.checkpoint_folder, trunk, state.optimizers))
         load_mask(run.checkpoint_folder, trunk)
+    guard = Guard(run, trunk, config, judge)
     meter = Meter(trunk, config.tune)
     metrics: dict[str, float] = {}
 
     def describe() -> str:
         return f"score {metrics['score_mean']:+.2f}  KL {metrics['kl_sequence']:.1f} nats"
 
-    steps, done = range(run.step, config.steps), run.step
+    steps, done, trouble = range(run.step, config.steps), run.step, None
     for step in reporter.track(steps, "ppo", total=config.steps, done=run.step, describe=describe):
         timer = Timer()
         experience, scores, rounds = gather(state, prompts, reward, config, step=step, timer=timer)
@@ -86,8 +94,13 @@ def ppo(
             # A resumed run draws the same completions and stops here too.
             reporter.say(f"KL budget of {config.kl.budget:g} nats spent after {step} of {config.steps} iterations")
             break
+        seen = guard.look(experience, scores, step)
+        timer.measure("score", 0)
+        if trouble := guard.trouble():
+            # Here too, and goes back to the same policy.
+            break
         baseline = score_greedy(experience, reward)
-        metrics = update(state, experience, scores, config, step=step, baseline=baseline) | rounds
+        metrics = update(state, experience, scores, config, step=step, baseline=baseline) | rounds | seen
         renew_mask_if_due(trunk, POLICY, config.mask, step + 1)
         timer.measure("train", int(experience.batch.completion_mask.sum()) * int(metrics["epochs_run"]))
         flops = step_flops(meter, experience, int(metrics["epochs_run"]), has_critic=config.has_critic)
@@ -99,9 +112,10 @@ def ppo(
         done = step + 1
     # Epochs may end early; what was planned is asserted in each update.
     state.optimizers[POLICY].finish(stopped_early=True)
+    stopped = guard.go_back(reporter, trouble) if trouble else {}
     remove_mask(trunk, POLICY, config.mask)
     folder = save_policy(out, trunk, run, str(model))
-    run.finish({"iterations": done, "episodes": done * config.rollouts})
+    run.finish({"iterations": done, "episodes": done * config.rollouts, **stopped})
     return folder
 
 

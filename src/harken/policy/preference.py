@@ -8,6 +8,7 @@ that are good or bad, and takes pairs apart.
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,6 +36,7 @@ from harken.lm.load import load_model, with_settled_dtype
 from harken.lm.optim import Optimizer
 from harken.lm.speed import Meter
 from harken.lm.trunk import Trunk
+from harken.policy.best import best_so_far, go_back_to_best, keep_policy
 from harken.policy.preference_data import Data, check_balance, encode, label_of, prepare
 from harken.policy.preference_step import (
     Examples,
@@ -50,7 +52,6 @@ from harken.progress import QUIET, Reporter
 from harken.runs import Run, Timer, derive_seed
 
 REFERENCE_FILE = "reference.safetensors"
-BEST_FILE = "checkpoints/best.safetensors"
 
 
 def dpo(
@@ -124,13 +125,13 @@ def dpo(
         flops = meter.training(num_tokens, len(rows), sum(len(tokens.completion) for tokens in rows))
         if measured.groups and is_measured(step, len(batches), config):
             metrics |= measure_heldout(trunk, measured, config)
-            if config.keep_best:
-                keep_if_best(run, trunk, step + 1, metrics["heldout_loss"])
+            if config.keep_best and metrics["heldout_loss"] < best_so_far(run, math.inf):
+                keep_policy(run, trunk, ROLE, step + 1, metrics["heldout_loss"])
         run.log(step + 1, {**metrics, **timer.rates(), **meter.figures(timer, {"train": flops})})
         if (step + 1) % config.save_every == 0 and step + 1 < len(batches):
             run.save_checkpoint(step + 1, lambda folder: save_training(folder, trunk, {ROLE: optimizer}, {}))
     optimizer.finish()
-    info = go_back_to_best(run, trunk, reporter) if config.keep_best and measured.groups else {}
+    info = back_to_lowest(run, trunk, reporter) if config.keep_best and measured.groups else {}
     write_json(out / "evaluation.json", examine(trunk, measured, config))
     folder = save_policy(out, trunk, run, str(model))
     kept = "completions" if isinstance(config.loss, KtoLossConfig) else "pairs"
@@ -225,25 +226,11 @@ def measure_heldout(trunk: Trunk, examples: Examples, config: DpoConfig) -> dict
     return {"heldout_loss": found["loss"], "heldout_accuracy": found["accuracy"]}
 
 
-def keep_if_best(run: Run, trunk: Trunk, step: int, loss: float) -> None:
-    """Keep the policy beside the checkpoints if its held-out loss is the lowest so far.
-
-    A resumed run measures again what it had measured before, with the same result: the file may be from a later step.
-    """
-    path = run.folder / BEST_FILE
-    path.parent.mkdir(exist_ok=True)
-    numbers = torch.tensor([loss, step], dtype=torch.float64)
-    if not path.exists() or loss < float(load_tensors(path)["loss.step"][0]):
-        publish_tensors(path, {**trunk.state(ROLE), "loss.step": numbers})
-
-
-def go_back_to_best(run: Run, trunk: Trunk, reporter: Reporter) -> dict[str, float]:
-    """Set the policy to the kept one and return its step."""
-    tensors = load_tensors(run.folder / BEST_FILE)
-    loss, step = tensors.pop("loss.step").tolist()
-    trunk.load_state(ROLE, tensors)
-    reporter.say(f"kept the policy of step {step:.0f}, whose held-out loss is lowest: {loss:.4f}")
-    return {"best_step": int(step)}
+def back_to_lowest(run: Run, trunk: Trunk, reporter: Reporter) -> dict[str, int]:
+    """Set the policy to the one with the lowest held-out loss and return its step."""
+    step, loss = go_back_to_best(run, trunk, ROLE)
+    reporter.say(f"kept the policy of step {step}, whose held-out loss is lowest: {loss:.4f}")
+    return {"best_step": step}
 
 
 def examine(trunk: Trunk, examples: Examples, config: DpoConfig) -> dict[str, Any]:

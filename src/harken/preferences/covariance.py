@@ -1,5 +1,7 @@
 """Standard errors of scores: the inverse of a Hessian whose score part falls into connected components."""
 
+from copy import copy
+
 import numpy as np
 
 from harken.errors import DataError
@@ -89,6 +91,13 @@ class Covariance:
         for size, members in self._members.items():
             solved[members] = self._inverse[size] @ right[members]
         return np.nan_to_num(solved, nan=0.0)
+
+    def scaled(self, factor: float) -> "Covariance":
+        """Return the covariance of `factor` times the scores, beside the same other parameters."""
+        found = copy(self)
+        found._inverse = {size: factor**2 * blocks for size, blocks in self._inverse.items()}
+        found._solved = factor * self._solved
+        return found
 
     def errors(self) -> Floats:
         """Return the standard errors (K,) of the scores; NaN in components that are too large."""

@@ -117,21 +117,21 @@ def judge_table(votes: Votes, met: Meetings, *, gold: Votes | None = None) -> li
     return table
 
 
-def gold_of_tasks(judgments: Iterable[Judgment]) -> list[Judgment]:
-    """Return the right answers of the web app's tasks that test their judges, as judgments; those of a task once."""
-    found: dict[str, Judgment] = {}
-    for judgment in judgments:
-        task = judgment.assignment
-        if task is None or task.task_id in found:
-            continue
-        answer = task.gold
-        if isinstance(answer, RankingAnswer) or (isinstance(answer, Comparison) and answer.outcome in ("win", "tie")):
-            name = content_id("gold", task.task_id)
-            judge = Judge(id="gold", kind="rule")
-            found[task.task_id] = Judgment(
-                id=name, judge=judge, prompt_id=judgment.prompt_id, shown=judgment.shown, answer=answer
-            )
-    return list(found.values())
+def gold_of_task(judgment: Judgment) -> Judgment | None:
+    """Return the right answer of the task that a judgment was made under, as a judgment; None if it has none."""
+    task = judgment.assignment
+    answer = task.gold if task else None
+    if task is None or not (
+        isinstance(answer, RankingAnswer) or (isinstance(answer, Comparison) and answer.outcome in ("win", "tie"))
+    ):
+        return None
+    return Judgment(
+        id=content_id("gold", task.task_id),
+        judge=Judge(id="gold", kind="rule"),
+        prompt_id=judgment.prompt_id,
+        shown=judgment.shown,
+        answer=answer,
+    )
 
 
 def gold_votes(judgments: Iterable[Judgment]) -> Votes:

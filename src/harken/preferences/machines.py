@@ -57,6 +57,8 @@ def agreement_with_people(people: Votes, machines: Votes) -> list[dict[str, Any]
     Every vote of a person meets every other vote on the same pair. `kappa` is Cohen's over win, tie and loss in the
     order of the ids, so that sides do not matter; None where it is undefined.
     """
+    if len(machines) == 0:
+        return []
     theirs: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
     for pair, outcome, _ in _by_pair(people):
         theirs[pair].append(outcome)

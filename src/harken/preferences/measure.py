@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from harken.errors import DataError
-from harken.preferences.judges import gold_of_tasks
 from harken.preferences.quality import agreement_report
 from harken.preferences.votes_report import votes_report
 from harken.records import Completion, Judgment
@@ -36,8 +35,7 @@ def feedback_report(
     found: dict[str, Any] = {}
     if "rating" in named:
         found = agreement_report(judgments(), completions(), axis=axis)
-    known = gold or gold_of_tasks(judgments()) or None
-    if votes := votes_report(judgments(), completions(), gold=known, **given):
+    if votes := votes_report(judgments(), completions(), gold=gold, **given):
         found["votes"] = votes
     if not found:
         told = ", ".join(sorted(named)) or "nothing"

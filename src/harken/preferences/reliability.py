@@ -25,7 +25,7 @@ class ReliabilityFit:
     covariance: Covariance
     component: Ints
     reliability: Floats
-    """(J,) factor of a judge's differences: 1 typical, 0 careless, below 0 reversed. Drawn towards 1 by the prior."""
+    """(J,) factor of a judge's differences: 1 typical, 0 careless, below 0 reversed; its mean size over votes is 1."""
     reliability_errors: Floats
     bias: Floats
     """(J,) logits added for the side shown first. Drawn towards 0 by the prior."""
@@ -82,13 +82,18 @@ def fit_reliability(
     covariance, judge_variance = problem.covariance(best, component)
     scores, reliability, bias = problem.split(best)
     means = np.bincount(component, weights=scores) / np.bincount(component)
+    # Far more scores than judges are drawn to their prior, so the optimum has small scores and large reliabilities,
+    # whatever the judges are like. Only their products are in the likelihood: here the judges' mean size becomes 1.
+    num_votes = count(votes.judge, num_judges, votes.weight)
+    typical = float(num_votes @ np.abs(reliability)) / float(num_votes.sum())
+    covariance = covariance.scaled(typical)
     return ReliabilityFit(
-        scores=scores - means[component],
+        scores=typical * (scores - means[component]),
         errors=covariance.errors(),
         covariance=covariance,
         component=component,
-        reliability=reliability,
-        reliability_errors=np.sqrt(judge_variance[:num_judges]),
+        reliability=reliability / typical,
+        reliability_errors=np.sqrt(judge_variance[:num_judges]) / typical,
         bias=bias,
         bias_errors=np.sqrt(judge_variance[num_judges:]),
         log_likelihood=problem.log_likelihood(best),

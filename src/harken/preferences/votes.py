@@ -1,5 +1,6 @@
 """Judgments -> votes: who preferred which of two completions, as arrays in a canonical order."""
 
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -78,32 +79,26 @@ def read_votes(judgments: Iterable[Judgment], *, both_bad: BothBad = "tie", rank
         rankings: False to leave rankings out.
     """
     superseded: set[str] = set()
-    rows: list[tuple[str, str, str, int, list[_Vote]]] = []
-    counts: Counter[str] = Counter()
-    kinds: dict[str, str] = {}
+    found = _Found()
+    kinds: list[tuple[str, str]] = []
     for judgment in judgments:
         if judgment.supersedes is not None:
             superseded.add(judgment.supersedes)
         answer = judgment.answer
         match answer:
             case Comparison():
-                kinds[judgment.id] = answer.outcome
-                votes = list(_of_comparison(judgment.shown, answer, both_bad))
+                kinds.append((judgment.id, answer.outcome))
                 strength = -1 if answer.strength is None else answer.strength
+                found.add(judgment, strength, _of_comparison(judgment.shown, answer, both_bad))
             case RankingAnswer() if rankings:
-                kinds[judgment.id] = "ranking"
-                votes = list(_of_ranking(judgment.shown, answer))
-                strength = -1
+                kinds.append((judgment.id, "ranking"))
+                found.add(judgment, -1, _of_ranking(judgment.shown, answer))
             case Abstention():
-                kinds[judgment.id] = "abstention"
-                continue
+                kinds.append((judgment.id, "abstention"))
             case _:
-                continue
-        if votes:
-            rows.append((judgment.id, judgment.judge.id, judgment.prompt_id, strength, votes))
-    for name, kind in kinds.items():
-        counts["superseded" if name in superseded else kind] += 1
-    return _arrays(sorted(row for row in rows if row[0] not in superseded), dict(sorted(counts.items())))
+                pass
+    counts = Counter("superseded" if name in superseded else kind for name, kind in kinds)
+    return found.votes(superseded, dict(sorted(counts.items())))
 
 
 def _of_comparison(shown: tuple[str, ...], answer: Comparison, both_bad: BothBad) -> Iterator[_Vote]:
@@ -124,34 +119,76 @@ def _of_ranking(shown: tuple[str, ...], answer: RankingAnswer) -> Iterator[_Vote
         yield one, other, (difference > 0) - (difference < 0)
 
 
-def _arrays(rows: list[tuple[str, str, str, int, list[_Vote]]], counts: dict[str, int]) -> Votes:
-    items = sorted({name for row in rows for vote in row[4] for name in vote[:2]})
-    judges = sorted({row[1] for row in rows})
-    item_index = {name: index for index, name in enumerate(items)}
-    judge_index = {name: index for index, name in enumerate(judges)}
-    prompt_of = [""] * len(items)
-    columns: list[tuple[int, int, int, int, int, int, int]] = []
-    sizes = np.array([len(row[4]) for row in rows], dtype=np.int64)
-    for number, (_, judge, prompt, strength, votes) in enumerate(rows):
+class _Numbers(dict[str, int]):
+    """Names, numbered as they come."""
+
+    def __missing__(self, name: str) -> int:
+        self[name] = number = len(self)
+        return number
+
+
+class _Found:
+    """Votes as they are read: numbers in flat arrays, so that a million of them are no million objects."""
+
+    def __init__(self) -> None:
+        self._items, self._judges, self._prompts = _Numbers(), _Numbers(), _Numbers()
+        self._names: list[str] = []
+        self._judgments = array("q")
+        """Four numbers a judgment: judge, prompt, strength, how many votes it gives."""
+        self._votes = array("q")
+        """Three numbers a vote: the one, the other, outcome; those of a judgment together."""
+
+    def add(self, judgment: Judgment, strength: int, votes: Iterable[_Vote]) -> None:
+        """Take the votes of one judgment; without any it is passed over."""
+        size = 0
         for one, other, outcome in votes:
-            left, right = item_index[one], item_index[other]
-            prompt_of[left] = prompt_of[right] = prompt
-            side = 1 if left < right else -1
-            first, second = (left, right) if left < right else (right, left)
-            columns.append((first, second, outcome * side, side, strength, judge_index[judge], number))
-    table = np.array(columns, dtype=np.int64).reshape(-1, 7).T.copy()
-    return Votes(
-        items=tuple(items),
-        judges=tuple(judges),
-        judgment_ids=tuple(row[0] for row in rows),
-        prompt_of=tuple(prompt_of),
-        first=table[0],
-        second=table[1],
-        outcome=table[2],
-        side=table[3],
-        strength=table[4],
-        judge=table[5],
-        judgment=table[6],
-        weight=1 / np.repeat(sizes, sizes).astype(np.float64),
-        counts=counts,
-    )
+            self._votes.extend((self._items[one], self._items[other], outcome))
+            size += 1
+        if size:
+            self._names.append(judgment.id)
+            numbers = (self._judges[judgment.judge.id], self._prompts[judgment.prompt_id], strength, size)
+            self._judgments.extend(numbers)
+
+    def votes(self, superseded: set[str], counts: dict[str, int]) -> Votes:
+        """Return the votes that count, judgments and names sorted, so that the order of reading is gone."""
+        names = self._names
+        order = sorted((n for n, name in enumerate(names) if name not in superseded), key=names.__getitem__)
+        of_judgment = np.array(self._judgments, dtype=np.int64).reshape(-1, 4)
+        start = np.cumsum(of_judgment[:, 3]) - of_judgment[:, 3]
+        by_id = np.array(order, dtype=np.int64)
+        judge, prompt, strength, size = of_judgment[by_id].T
+        judgment = np.repeat(np.arange(len(order)), size)
+        within = np.arange(len(judgment)) - np.repeat(np.cumsum(size) - size, size)
+        one, other, outcome = np.array(self._votes, dtype=np.int64).reshape(-1, 3)[start[by_id][judgment] + within].T
+        items, item_place = _sorted(self._items, np.concatenate([one, other]))
+        judges, judge_place = _sorted(self._judges, judge)
+        left, right = item_place[one], item_place[other]
+        prompts = list(self._prompts)
+        prompt_of = np.zeros(len(items), dtype=np.int64)
+        prompt_of[np.stack([left, right], axis=1).ravel()] = np.repeat(prompt[judgment], 2)
+        side = np.where(left < right, 1, -1)
+        return Votes(
+            items=items,
+            judges=judges,
+            judgment_ids=tuple(names[n] for n in order),
+            prompt_of=tuple(prompts[n] for n in prompt_of.tolist()),
+            first=np.minimum(left, right),
+            second=np.maximum(left, right),
+            outcome=outcome * side,
+            side=side,
+            strength=strength[judgment],
+            judge=judge_place[judge[judgment]],
+            judgment=judgment,
+            weight=1 / size[judgment].astype(np.float64),
+            counts=counts,
+        )
+
+
+def _sorted(numbers: _Numbers, used: Ints) -> tuple[tuple[str, ...], Ints]:
+    """Return the names in use, sorted, and for each number its place among them."""
+    names = list(numbers)
+    in_use: list[int] = np.unique(used).tolist()
+    kept = sorted(in_use, key=names.__getitem__)
+    place = np.zeros(len(names), dtype=np.int64)
+    place[kept] = np.arange(len(kept))
+    return tuple(names[n] for n in kept), place

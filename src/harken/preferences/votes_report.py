@@ -10,7 +10,7 @@ import numpy as np
 from harken.errors import DataError
 from harken.preferences.agreement import Estimate, Units, alpha_interval
 from harken.preferences.bias import length_bias, position_bias, sides_are_fair
-from harken.preferences.judges import Meetings, agreement_by_group, gold_votes, judge_table, meetings
+from harken.preferences.judges import Meetings, agreement_by_group, gold_of_task, gold_votes, judge_table, meetings
 from harken.preferences.machines import agreement_with_people
 from harken.preferences.numeric import Floats, kendall_tau
 from harken.preferences.outcomes import rankings
@@ -40,7 +40,8 @@ def votes_report(
     Args:
         judgments: of any kind; superseded ones do not count.
         completions: those that were compared, for their texts and models.
-        gold: judgments known to be right; each judge's share of right votes on the same pairs is then told.
+        gold: judgments known to be right, for each judge's share of right votes on the same pairs; None takes the gold
+            answers of tasks, if there are any.
         groups: judge -> group, for agreement within and between groups.
         probes: pairs with a known right answer; see `harken.preferences.probes`.
         resamples: bootstrap samples of alpha's interval.
@@ -60,7 +61,7 @@ def votes_report(
     _, _, pair = votes.pairs()
     alpha = alpha_interval(Units(pair, votes.outcome.astype(np.float64)), "nominal", resamples=resamples, seed=seed)
     total = float(met.weight.sum())
-    known = None if gold is None else gold_votes(gold)
+    known = gold if gold is not None else list(seen.gold.values())
     return {
         "judgments": votes.counts,
         "num_votes": len(votes),
@@ -73,7 +74,7 @@ def votes_report(
         "kendall_tau": _mean_tau(votes, seen.rankings),
         "position": position_bias(votes) | {"sides": sides_are_fair(votes, models)},
         "length": length_bias(votes, texts, models),
-        "judges": _judges(votes, judge_table(votes, met, gold=known), seen),
+        "judges": _judges(votes, judge_table(votes, met, gold=gold_votes(known) if known else None), seen),
         "kinds": agreement_by_group(met, seen.kinds, votes.judges, min_judges=1, permutations=200, seed=seed),
         "models": models_judged or None,
         "selection": selection_report(votes, seen.chances, models, resamples=resamples, seed=seed),
@@ -93,7 +94,7 @@ def _groups(votes: Votes, met: Meetings, group_of: Mapping[str, str], seed: int)
 
 
 class _Seen:
-    """What of the judges' records does not become votes: kinds, times, who ranked, models' own, chances of tasks."""
+    """What of the judges' records does not become votes: kinds, times, rankings, models' own, chances, gold."""
 
     def __init__(self) -> None:
         self.kinds: dict[str, str] = {}
@@ -101,12 +102,16 @@ class _Seen:
         self.rankings: dict[str, str] = {}
         self.machines: list[Judgment] = []
         self.chances: dict[str, float] = {}
+        self.gold: dict[str, Judgment] = {}
 
     def watch(self, judgments: Iterable[Judgment]) -> Iterator[Judgment]:
         """Yield the judgments by people."""
         for judgment in judgments:
-            if judgment.assignment is not None and judgment.assignment.selection_probability is not None:
-                self.chances[judgment.id] = judgment.assignment.selection_probability
+            if task := judgment.assignment:
+                if task.selection_probability is not None:
+                    self.chances[judgment.id] = task.selection_probability
+                if task.task_id not in self.gold and (gold := gold_of_task(judgment)):
+                    self.gold[task.task_id] = gold
             self.kinds[judgment.judge.id] = judgment.judge.kind
             if judgment.timing.active_s is not None:
                 self.seconds[judgment.judge.id].append(judgment.timing.active_s)

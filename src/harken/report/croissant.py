@@ -162,10 +162,9 @@ def _agreement(one: Any) -> str:
 
 def _biases(sheet: Datasheet) -> list[str]:
     lines: list[str] = []
-    for what, share in (("shown first", sheet.shown_first_wins), ("longer", sheet.longer_wins)):
+    for what, share in (("completion shown first", sheet.shown_first_wins), ("longer completion", sheet.longer_wins)):
         if share.num_decided:
             lines.append(
-                f"The completion {what} won {share.num_yes} of {share.num_decided} decided comparisons "
-                f"(p = {share.p_value:.2g})"
+                f"The {what} won {share.num_yes} of {share.num_decided} decided comparisons (p = {share.p_value:.2g})"
             )
     return lines

@@ -125,14 +125,15 @@ def sections(sheet: Datasheet) -> list[tuple[str, list[Row]]]:
             "What was collected",
             [
                 Row(
-                    "Prompts, completions, judgments",
-                    _joined(sheet.num_prompts, sheet.num_completions, sheet.num_judgments),
+                    "Amount",
+                    f"{sheet.num_prompts:,} prompts; {sheet.num_completions:,} completions; "
+                    f"{sheet.num_judgments:,} judgments",
                 ),
                 Row("Forms of feedback", _counted(sheet.judgments_by_answer)),
                 Row("Judged by", _counted(sheet.judgments_by_judge)),
                 Row("Judgments a completion", f"{sheet.per_completion_mean:.1f} on average"),
                 Row("Intended use", about.intended_use or _NOT_TOLD),
-                Row("License", about.license or _NOT_TOLD),
+                Row("License", about.license or f"{_NOT_TOLD}; those of the sources stand below"),
                 Row("Publisher", about.publisher or _NOT_TOLD),
                 Row("Contact, also for erasure", about.contact or _NOT_TOLD),
             ],
@@ -168,10 +169,6 @@ def sections(sheet: Datasheet) -> list[tuple[str, list[Row]]]:
     ]
 
 
-def _joined(*counts: int) -> str:
-    return ", ".join(f"{count:,}" for count in counts)
-
-
 def _counted(counts: dict[str, int]) -> str:
     return ", ".join(f"{name} {count:,}" for name, count in counts.items())
 
@@ -197,4 +194,5 @@ def _share(share: Share) -> str:
     if not share.num_decided or share.p_value is None:
         return "not measured: no decided comparison of two"
     part = share.num_yes / share.num_decided
-    return f"{share.num_yes:,} of {share.num_decided:,} times ({part:.1%}); p = {share.p_value:.2g} against a half"
+    p = "p < 0.0001" if share.p_value < 1e-4 else f"p = {share.p_value:.2g}"
+    return f"{share.num_yes:,} of {share.num_decided:,} times ({part:.1%}); {p} against a half"

@@ -282,7 +282,7 @@ def gaps(sheet: Datasheet) -> Iterable[str]:
         "how they were paid": about.pay.basis,
         "what they were asked to do": about.instructions,
         "what the data are for": about.intended_use,
-        "under which license they stand": about.license,
+        "under which license the judgments as a whole stand": about.license,
         "whom to ask for erasure": about.contact,
     }
     yield from (f"Not told: {what}." for what, text in told.items() if not text.strip())

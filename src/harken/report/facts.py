@@ -123,6 +123,21 @@ def wins(evaluation: Evaluation, judge: str) -> Fact | None:
             )
 
 
+def length_control(evaluation: Evaluation, judge: str) -> Fact | None:
+    """Say what the win rate would be at equal lengths; by 10 points or more another, length explains much of it.
+
+    Source: Dubois et al. 2024, arXiv:2404.04475.
+    """
+    plain, controlled = evaluation.win_rate.get(judge), evaluation.win_rate_length_controlled.get(judge)
+    if plain is None or controlled is None:
+        return None
+    share = f"{percent(controlled.value)}{in_brackets(controlled, as_percent=True)}"
+    text = f"If completions before and after were equally long, that share would be {share}"
+    if abs(controlled.value - plain.value) < 0.1:
+        return Fact(f"{text}.")
+    return Fact(f"{text}: much of the preference goes with length.", "unclear")
+
+
 def side_effects(evaluation: Evaluation) -> Fact | None:
     """Say what training cost: which of diversity, repetition and perplexity got clearly worse."""
     known = [m for m in _SIDE_EFFECTS if evaluation.difference.get(m) is not None]

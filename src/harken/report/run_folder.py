@@ -185,6 +185,7 @@ class Evaluation(Part):
     against: dict[str, Measured]
     difference: dict[str, Measured] = {}
     win_rate: dict[str, Measured] = {}
+    win_rate_length_controlled: dict[str, Measured] = {}
     finish_reasons: dict[str, dict[str, float]] = {}
 
 

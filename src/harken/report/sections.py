@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from harken.report import facts, plots, stage_facts, tables, votes
@@ -154,7 +154,7 @@ def ppo(run: RunFolder) -> dict[str, Any] | None:
     shown = {*_PPO_WIDE, *_PPO_SMALL}
     return {
         "fact": stage_facts.ppo(run.ppo),
-        "warnings": stage_facts.ppo_warnings(run.ppo),
+        "warnings": [*stage_facts.stopped(_info(run, "ppo")), *stage_facts.ppo_warnings(run.ppo)],
         "plots": [plot for plot in wide if plot is not None],
         "small": [plot for plot in small if plot is not None],
         "more": _small_multiples(run.ppo, "ppo", shown),
@@ -202,6 +202,7 @@ def evaluation(run: RunFolder) -> dict[str, Any] | None:
     lead = facts.comparison(found, "lexicon") or facts.comparison(found, "reward_score")
     details = [
         facts.wins(found, "lexicon"),
+        facts.length_control(found, "lexicon"),
         facts.wins(found, "reward"),
         facts.side_effects(found),
         facts.hints(found),
@@ -301,6 +302,11 @@ def _small_multiples(curve: Curve, stage: str, shown: set[str]) -> list[Plot]:
     keys = sorted({key for row in curve for key in row} - shown - {"step"})
     found = [_curve_plot(curve, stage, key, is_wide=False) for key in keys]
     return [plot for plot in found if plot is not None]
+
+
+def _info(run: RunFolder, stage: str) -> Mapping[str, Any]:
+    manifest = run.manifests.get(f"{stage}/manifest.json")
+    return manifest.info if manifest is not None else {}
 
 
 def _training_samples(run: RunFolder) -> list[tuple[str, str, str, str]]:

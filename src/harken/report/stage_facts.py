@@ -2,9 +2,11 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from harken.report.facts import Fact, Verdict, against_line, in_brackets
-from harken.report.numbers import count, number, percent, plural
+from harken.report.numbers import count, number, percent, plural, visible
 from harken.report.run_folder import Agreement, Curve, PreferenceSummary, RewardEvaluation
 
 
@@ -208,6 +210,16 @@ def ppo(curve: Curve) -> Fact:
     if score.last > score.first:
         return Fact(f"The mean score rose {levels} {over}{drift}.", "good")
     return Fact(f"The mean score fell {levels} {over}{drift}.", "bad")
+
+
+def stopped(info: Mapping[str, Any]) -> list[Fact]:
+    """Say that the guard ended PPO, from what the stage's manifest holds of it; nothing if it did not."""
+    why = info.get("stopped")
+    if not isinstance(why, str):
+        return []
+    step = info.get("best_step")
+    given = f" What was given out is the policy of iteration {count(step)}." if isinstance(step, int) else ""
+    return [Fact(f"Training was stopped because {visible(why)}.{given}", "bad")]
 
 
 def ppo_warnings(curve: Curve) -> list[Fact]:

@@ -11,7 +11,7 @@ from typing import Any
 from harken.config import ComputeConfig
 from harken.errors import RewardError, UsageError
 from harken.lm.load import Notify, ignore
-from harken.protocols import Reward, SharesBase, checked_scores
+from harken.protocols import Examined, Reward, SharesBase, checked_scores
 from harken.records import Completion, Prompt
 from harken.reward.model import StoredRewardModel
 
@@ -78,6 +78,11 @@ class WeightedSum:
         for _, reward in self.parts:
             if isinstance(reward, SharesBase):
                 reward.attach(trunk)
+
+    def doubt(self) -> str | None:
+        """Say what speaks against the first part that may be no better than chance."""
+        doubts = (reward.doubt() for _, reward in self.parts if isinstance(reward, Examined))
+        return next((doubt for doubt in doubts if doubt), None)
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float]:
         """Return the weighted sum of the parts' scores."""

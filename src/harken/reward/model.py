@@ -132,6 +132,16 @@ class StoredRewardModel:
         if settings["tune"] is not None and _same_place(trunk.source, _find_base(self.folder, settings)):
             self._loaded = self._load(trunk)
 
+    def doubt(self) -> str | None:
+        """Say how often it was right on held-out pairs, if the interval of that reaches down to a coin's 50 %."""
+        found = read_json(self.folder / "reward.json").get("heldout_accuracy")
+        if found is None or found["low"] is None or found["low"] > 0.5:
+            return None
+        return (
+            f"{self.folder}: right in {found['value']:.0%} of {found['n']} held-out pairs, 95 % interval "
+            f"{found['low']:.0%} to {found['high']:.0%}, which a coin's 50 % is not below"
+        )
+
     def model(self) -> RewardModel:
         """Return the reward model, loaded now if it was not yet.
 

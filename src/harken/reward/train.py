@@ -112,7 +112,8 @@ def train_reward(
         "num_samples": num_samples,
     }
     write_json(out / "evaluation.json", evaluation)
-    reward.save(out / "model", {"margins": config.margins}, run.inputs)
+    facts = {"margins": config.margins, "heldout_accuracy": evaluation.get("accuracy")}
+    reward.save(out / "model", facts, run.inputs)
     run.finish({"pairs": len(train), "optimizer_steps": optimizer.steps})
     return out / "model"
 

@@ -8,6 +8,7 @@ written, `write(entries, ...)` with `KEEPS`, the facts that survive. Reading nev
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -36,6 +37,9 @@ Cause = Literal["bad row", "identical", "prompts differ", "empty", "incomplete",
 IMPORTED = Judge(id="import", kind="import")
 """The judge of formats that do not say who judged."""
 NO_TIMING = Timing()
+NUM_REMEMBERED = 1 << 17
+SHORT = 1000
+"""Characters of a text up to which what was made of it is remembered; crowds judge the same texts again and again."""
 
 ROLES: Mapping[str, Literal["system", "user", "assistant"]] = {
     "system": "system",
@@ -140,8 +144,14 @@ def make_prompt(messages: Iterable[Message], *, id: str | None = None) -> Prompt
 
 def make_completion(prompt: Prompt, text: str, *, id: str | None = None, model: str = "") -> Completion:
     """Return a completion with an id made from its content."""
-    name = id or content_id("completion", prompt.id, text, model)
-    return Completion(id=name, prompt_id=prompt.id, message=Message(role="assistant", content=text), model=model)
+    make = _completion if len(text) <= SHORT else _completion.__wrapped__
+    return make(prompt.id, text, id, model)
+
+
+@lru_cache(NUM_REMEMBERED)
+def _completion(prompt_id: str, text: str, id: str | None, model: str) -> Completion:
+    name = id or content_id("completion", prompt_id, text, model)
+    return Completion(id=name, prompt_id=prompt_id, message=Message(role="assistant", content=text), model=model)
 
 
 def make_judgment(

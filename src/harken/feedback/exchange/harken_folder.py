@@ -8,6 +8,8 @@ from pydantic import BaseModel
 
 from harken.artifacts import artifact_digest, iterate_records, manifest_path, verify
 from harken.errors import DataError
+from harken.feedback.exchange.own import FILES
+from harken.feedback.exchange.rows import check_inside
 from harken.feedback.source import Imported, ImportSource
 from harken.records import Completion, Judgment, Prompt
 
@@ -44,13 +46,15 @@ def read_harken(path: Path) -> Imported:
             f"{path}: not a folder; expected one that `harken collect export` wrote, with "
             "prompts.jsonl, completions.jsonl and judgments.jsonl"
         )
+    for name in FILES:
+        check_inside(path, name)
     verify(path)
     notes: tuple[str, ...] = ()
     if not manifest_path(path).exists():
         notes = ("no manifest.json: whether the files were changed could not be checked",)
     return Imported(
-        prompts=RecordFile(path / "prompts.jsonl", Prompt),
-        completions=RecordFile(path / "completions.jsonl", Completion),
-        judgments=RecordFile(path / "judgments.jsonl", Judgment),
+        prompts=RecordFile(path / FILES[0], Prompt),
+        completions=RecordFile(path / FILES[1], Completion),
+        judgments=RecordFile(path / FILES[2], Judgment),
         source=ImportSource("harken", path.resolve().name, artifact_digest(path), notes),
     )

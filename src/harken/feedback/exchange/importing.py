@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 
 from harken.feedback.exchange.check import Problem
 from harken.feedback.exchange.entry import Refusal
@@ -12,6 +11,8 @@ from harken.records import Completion, Judgment, Prompt
 
 _PART = 2000
 """Entries added at once."""
+_PART_TEXT = 32 << 20
+"""Characters of new texts after which a part ends earlier."""
 _ROWS_NAMED = 10
 
 
@@ -28,24 +29,33 @@ class Importing:
         self, tell: Callable[[int], None] = lambda count: None
     ) -> Iterator[tuple[list[Prompt], list[Completion], list[Judgment]]]:
         """Yield prompts, completions and judgments of some rows; `tell` is called with the judgments so far."""
-        entries = iter(self.data)
-        while items := list(islice(entries, _PART)):
-            prompts: list[Prompt] = []
-            completions: list[Completion] = []
-            judgments: list[Judgment] = []
-            for item in items:
-                if isinstance(item, Refusal):
-                    self.refused.setdefault(item.message, Problem()).add(item.row)
-                    continue
-                if item.prompt.id not in self._known:
-                    self._known.add(item.prompt.id)
-                    prompts.append(item.prompt)
-                for completion in item.completions:
-                    if completion.id not in self._known:
-                        self._known.add(completion.id)
-                        completions.append(completion)
-                judgments += item.judgments
-            self.num_judgments += len(judgments)
+        prompts: list[Prompt] = []
+        completions: list[Completion] = []
+        judgments: list[Judgment] = []
+        count = text = 0
+        for item in self.data:
+            if isinstance(item, Refusal):
+                self.refused.setdefault(item.message, Problem()).add(item.row)
+                continue
+            if item.prompt.id not in self._known:
+                self._known.add(item.prompt.id)
+                prompts.append(item.prompt)
+                text += sum(len(message.content) for message in item.prompt.messages)
+            for completion in item.completions:
+                if completion.id not in self._known:
+                    self._known.add(completion.id)
+                    completions.append(completion)
+                    text += len(completion.message.content)
+            for judgment in item.judgments:
+                judgments.append(judgment)
+                text += len(judgment.rationale) + len(getattr(judgment.answer, "text", ""))
+            count += 1
+            self.num_judgments += len(item.judgments)
+            if count == _PART or text > _PART_TEXT:
+                tell(self.num_judgments)
+                yield prompts, completions, judgments
+                prompts, completions, judgments, count, text = [], [], [], 0, 0
+        if count:
             tell(self.num_judgments)
             yield prompts, completions, judgments
 

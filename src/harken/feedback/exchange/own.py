@@ -69,6 +69,20 @@ def _pair(row_number: int, pair: PreferencePair, has_split: bool) -> Entry:
     return Entry(row_number, pair.prompt, both, (judgment,), pair.split if has_split else None, pair)
 
 
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that is no export as it was written.
+
+    Raises:
+        DataError: a file is missing, leads out of the folder, or is not what the manifest says.
+    """
+    for name in FILES:
+        if not check_inside(folder, name).is_file():
+            raise DataError(
+                f"{folder / name}: cannot be read: there is none; expected a folder that `harken collect export` wrote"
+            )
+    verify(folder)
+
+
 def read_folder(folder: Path) -> Iterator[Entry | Refusal]:
     """Yield one entry a judgment of an exported folder, and one for what nobody judged.
 
@@ -77,10 +91,7 @@ def read_folder(folder: Path) -> Iterator[Entry | Refusal]:
     Raises:
         DataError: a file is missing, is not what the manifest says, or holds a bad line.
     """
-    for name in FILES:
-        if not check_inside(folder, name).is_file():
-            raise DataError(f"{folder}: no {name}; expected a folder that `harken collect export` wrote")
-    verify(folder)
+    check_folder(folder)
     replaced = {judgment.supersedes for judgment in iterate_records(folder / FILES[2], Judgment)}
     yield from entries_of(
         iterate_records(folder / FILES[0], Prompt),

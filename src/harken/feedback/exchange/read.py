@@ -7,7 +7,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import assert_never, get_args
 
-from harken.artifacts import artifact_digest
+from harken.artifacts import artifact_digest, bounded_lines
 from harken.config.collect import Format
 from harken.errors import DataError, UsageError
 from harken.feedback.exchange import (
@@ -24,7 +24,7 @@ from harken.feedback.exchange import (
     trl,
 )
 from harken.feedback.exchange.entry import BadRow, Entry, Reading, Refusal, Row
-from harken.feedback.exchange.rows import HUB, bounded_lines, check_inside, kind_of, open_unpacked, read_rows
+from harken.feedback.exchange.rows import HUB, check_inside, kind_of, open_unpacked, read_rows
 
 FORMATS: tuple[Format, ...] = get_args(Format)
 _SNIFFED = 20

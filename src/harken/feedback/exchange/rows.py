@@ -17,11 +17,12 @@ from collections.abc import Generator, Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, BinaryIO, cast
 
+from harken.artifacts import MAX_LINE, bounded_lines
 from harken.errors import DataError
 from harken.feedback.exchange.entry import BadRow, Row
 from harken.feedback.exchange.optional import hub_rows, parquet_rows
 
-MAX_ROW = 32 << 20
+MAX_ROW = MAX_LINE
 """Bytes of the largest line, row or cell; a longer one is refused."""
 MAX_RATIO = 200
 """Text packs to a fifth or a tenth; what packs better than this is made to fill memory or disk."""
@@ -201,22 +202,11 @@ def _line_rows(path: Path, file: BinaryIO) -> Iterator[tuple[int, Row | BadRow]]
         yield number, _object(row)
 
 
-def bounded_lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """Yield (number, line) in bounded memory.
-
-    Raises:
-        DataError: a line is longer than `MAX_ROW`.
-    """
-    number = 0
-    while line := file.readline(MAX_ROW + 1):
-        number += 1
-        if len(line) > MAX_ROW:
-            raise DataError(f"{path}:{number}: the line is longer than {MAX_ROW >> 20} MB; expected one row a line")
-        yield number, line.removesuffix(b"\n").removesuffix(b"\r")
-
-
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is no number of JSON")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
 def parse_json(text: str) -> object:
@@ -226,7 +216,7 @@ def parse_json(text: str) -> object:
         BadRow: it is not such.
     """
     try:
-        value: object = json.loads(text, parse_constant=_refuse_constant)
+        value: object = _DECODER.decode(text)
         _check(text, value)
     except RecursionError as error:
         raise BadRow(f"brackets more than {MAX_DEPTH} deep") from error
@@ -267,7 +257,6 @@ def _object(row: object) -> Row | BadRow:
 
 def _array_rows(path: Path, file: BinaryIO) -> Iterator[tuple[int, Row | BadRow]]:
     """Yield the elements of a JSON array without reading it whole."""
-    decoder = json.JSONDecoder(parse_constant=_refuse_constant)
     texts = codecs.getincrementaldecoder("utf-8")()
     buffer, position, number, is_end = "", 0, 0, False
     file.read(1)
@@ -277,7 +266,7 @@ def _array_rows(path: Path, file: BinaryIO) -> Iterator[tuple[int, Row | BadRow]
         if buffer[position : position + 1] == "]":
             return
         try:
-            value, end = decoder.raw_decode(buffer, position)
+            value, end = _DECODER.raw_decode(buffer, position)
         except RecursionError as error:
             raise DataError(f"{path}: row {number + 1}: brackets more than {MAX_DEPTH} deep") from error
         except ValueError as error:

@@ -8,10 +8,14 @@ Ratings: `prompt, completion, rating` with `low` and `high` or `--scale`. The a 
 import json
 import re
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from typing import Any
 
 from harken.feedback.exchange.entry import (
     IMPORTED,
+    NO_TIMING,
+    NUM_REMEMBERED,
+    SHORT,
     BadRow,
     Entry,
     Reading,
@@ -36,6 +40,7 @@ from harken.records import (
     Judge,
     Judgment,
     Message,
+    Prompt,
     RatedAxis,
     Rating,
     Timing,
@@ -61,9 +66,10 @@ _QUOTED = re.compile("'+[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 
 def read(rows: Iterable[tuple[int, Row | BadRow]], reading: Reading) -> Iterator[Entry | Refusal]:
     """Yield one entry a row."""
+    may_be_quoted = reading.path.suffix != ".parquet"
 
     def one(row_number: int, row: Row) -> Iterator[Entry]:
-        if row.keys() <= _KNOWN and reading.path.suffix != ".parquet":
+        if may_be_quoted and row.keys() <= _KNOWN:
             row = {key: plain_cell(value) for key, value in row.items()}
         yield _entry(row_number, {key: value for key, value in row.items() if value not in ("", None)}, reading)
 
@@ -81,7 +87,8 @@ def plain_cell(value: Any) -> Any:
 
 
 def _entry(row_number: int, row: Row, reading: Reading) -> Entry:
-    prompt = make_prompt(_messages(text(row, "prompt")))
+    asked = text(row, "prompt")
+    prompt = _prompt(asked) if len(asked) <= SHORT else _prompt.__wrapped__(asked)
     completions: tuple[Completion, ...] = ()
     if "completion_a" in row or "completion_b" in row:
         sides = [str(row.get(f"completion_{letter}", "")) for letter in "ab"]
@@ -111,6 +118,11 @@ def _entry(row_number: int, row: Row, reading: Reading) -> Entry:
     if "guideline" in row:
         judgment = judgment.model_copy(update={"guideline": str(row["guideline"])})
     return Entry(row_number, prompt, completions, (judgment,))
+
+
+@lru_cache(NUM_REMEMBERED)
+def _prompt(value: str) -> Prompt:
+    return make_prompt(_messages(value))
 
 
 def _messages(value: str) -> tuple[Message, ...]:
@@ -150,10 +162,17 @@ def _axis(row: Row, reading: Reading) -> RatedAxis:
 def _judge(row: Row) -> Judge:
     if "judge" not in row:
         return IMPORTED
-    return Judge.model_validate({"id": str(row["judge"]), "kind": row.get("judge_kind", "person")})
+    return _made_judge(str(row["judge"]), row.get("judge_kind", "person"))
+
+
+@lru_cache(NUM_REMEMBERED)
+def _made_judge(name: str, kind: object) -> Judge:
+    return Judge.model_validate({"id": name, "kind": kind})
 
 
 def _timing(row: Row) -> Timing:
+    if not row.keys() & Timing.model_fields.keys():
+        return NO_TIMING
     return Timing(
         shown_at=row.get("shown_at"),
         submitted_at=row.get("submitted_at"),

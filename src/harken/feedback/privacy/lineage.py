@@ -7,7 +7,8 @@ end there.
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,10 @@ from harken.records import Judgment
 REPLACES = "replaces"
 _FOLDER_MANIFEST = "manifest.json"
 _FILE_MANIFEST = ".manifest.json"
+# Quotation marks inside a text are escaped, so these are found where they mean something only. The ids of prompts from
+# a live chat are hexadecimal.
+_PROMPT_ID = re.compile(rb'"prompt_id":"([0-9a-f]+)"')
+_CONVERSATION = b'"conversation:'
 
 
 @dataclass(frozen=True)
@@ -75,51 +80,104 @@ def is_export(artifact: Artifact) -> bool:
     return artifact.manifest.kind == "feedback" and (artifact.path / "judgments.jsonl").is_file()
 
 
-def count_judgments(export: Artifact, people: set[str]) -> int:
-    """Return how many judgments in an export are by someone who has one of these names."""
-    return sum(record.judge.id in people for record, _ in _lines(export.path / "judgments.jsonl", people))
+@dataclass(frozen=True)
+class Gone:
+    """Who and what is to be taken out of one export."""
+
+    people: set[str]
+    """How the person is called there."""
+    prompts: set[str]
+    """Prompts there that hold what the person wrote; everything about them goes too."""
+
+    def has(self, judgment: Judgment) -> bool:
+        """Return True for a judgment by the person, or about something they wrote."""
+        return judgment.judge.id in self.people or judgment.prompt_id in self.prompts
+
+    def may_be_in(self, line: bytes) -> bool:
+        """Return True for the line of a judgment that has to be read to know."""
+        names = (json.dumps(name, ensure_ascii=False).encode() for name in self.people)
+        return self.is_about(line) or any(name in line for name in names)
+
+    def is_about(self, line: bytes) -> bool:
+        """Return True for the line of a record about one of the prompts."""
+        found = _PROMPT_ID.search(line) if self.prompts else None
+        return found is not None and found[1].decode() in self.prompts
+
+    def is_one_of_them(self, line: bytes) -> bool:
+        """Return True for the line of one of the prompts."""
+        return _CONVERSATION in line and json.loads(line)["id"] in self.prompts
 
 
-def take_out(export: Artifact, people: set[str]) -> int:
-    """Rewrite an export without the judgments of someone who has one of these names; return how many those were.
+def conversations(export: Artifact) -> set[str]:
+    """Return the ids of the prompts in an export that come from a live chat."""
+    with (export.path / "prompts.jsonl").open("rb") as file:
+        lines = (json.loads(line) for line in file if _CONVERSATION in line)
+        return {line["id"] for line in lines if line.get("source") == "chat"}
+
+
+def count_judgments(export: Artifact, gone: Gone) -> int:
+    """Return how many judgments in an export are by the person, or about what they wrote."""
+    return sum(gone.has(record) for record, _ in _judgments(export, gone))
+
+
+def take_out(export: Artifact, gone: Gone) -> None:
+    """Rewrite an export without a person's judgments and texts.
 
     Its manifest gets new hashes and remembers its old digest.
     """
-    path = export.path / "judgments.jsonl"
-    gone = {record.id for record, _ in _lines(path, people) if record.judge.id in people}
-    if not gone:
-        return 0
-    digest = hashlib.sha256()
-    count = 0
-    with atomic_file(path) as file:
-        for record, line in _lines(path, None):
-            if record.id in gone:
-                continue
-            if record.supersedes in gone:
-                line = (
-                    record.model_copy(update={"supersedes": None}).model_dump_json(exclude_none=True).encode() + b"\n"
-                )
-            digest.update(line)
-            file.write(line)
-            count += 1
+    ids = {record.id for record, _ in _judgments(export, gone) if gone.has(record)}
+    if not ids and not gone.prompts:
+        return
+    # Prompts last: after a kill in between they still say that there is something to take out.
+    kept = {"judgments": _write(export, "judgments", _without(export, ids))}
+    if gone.prompts:
+        kept["completions"] = _write(export, "completions", _unless(export, "completions", gone.is_about))
+        kept["prompts"] = _write(export, "prompts", _unless(export, "prompts", gone.is_one_of_them))
     old = export.manifest
-    info: dict[str, Any] = {**old.info, REPLACES: [*old.info.get(REPLACES, []), old.digest()]}
+    counts = {**old.info.get("counts", {}), **{name: count for name, (_, count) in kept.items()}}
+    info: dict[str, Any] = {**old.info, REPLACES: [*old.info.get(REPLACES, []), old.digest()], "counts": counts}
     changes: dict[str, Any] = {
-        "files": {**old.files, path.name: digest.hexdigest()},
-        "num_records": None if old.num_records is None else old.num_records - len(gone),
-        "info": {**info, "counts": {**old.info.get("counts", {}), "judgments": count}},
+        "files": {**old.files, **{f"{name}.jsonl": digest for name, (digest, _) in kept.items()}},
+        "num_records": sum(counts.values()),
+        "info": info,
     }
     manifest = old.model_copy(update=changes)
     write_text(manifest_path(export.path), manifest.model_dump_json(indent=2) + "\n")
-    return len(gone)
 
 
-def _lines(path: Path, people: set[str] | None) -> Iterator[tuple[Judgment, bytes]]:
-    """Yield judgments with their lines; with `people` only lines in which one of these names stands."""
-    wanted = None if people is None else [json.dumps(name, ensure_ascii=False).encode() for name in people]
+def _without(export: Artifact, gone: set[str]) -> Iterator[bytes]:
+    """Yield the lines of all judgments but these, without links to them."""
+    for record, line in _judgments(export, None):
+        if record.supersedes in gone:
+            mended = record.model_copy(update={"supersedes": None})
+            line = mended.model_dump_json(exclude_none=True).encode() + b"\n"
+        if record.id not in gone:
+            yield line
+
+
+def _unless(export: Artifact, name: str, goes: Callable[[bytes], bool]) -> Iterator[bytes]:
+    """Yield the lines of one kind of record but those that go."""
+    with (export.path / f"{name}.jsonl").open("rb") as file:
+        yield from (line for line in file if not goes(line))
+
+
+def _write(export: Artifact, name: str, lines: Iterable[bytes]) -> tuple[str, int]:
+    """Write the records of one kind anew; return their sha256 and their number."""
+    digest, count = hashlib.sha256(), 0
+    with atomic_file(export.path / f"{name}.jsonl") as file:
+        for line in lines:
+            digest.update(line)
+            file.write(line)
+            count += 1
+    return digest.hexdigest(), count
+
+
+def _judgments(export: Artifact, gone: Gone | None) -> Iterator[tuple[Judgment, bytes]]:
+    """Yield judgments with their lines; with `gone` only those that may have to go."""
+    path = export.path / "judgments.jsonl"
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            if wanted is None or any(name in line for name in wanted):
+            if gone is None or gone.may_be_in(line):
                 yield parse_line(path, number, line, Judgment), line
 
 

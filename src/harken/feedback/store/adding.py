@@ -29,11 +29,13 @@ class Adding:
 
         Args:
             connection: in a write transaction.
-            is_erased: True for a judge whose judgments may not come back; None where nobody was erased.
+            is_erased: True for a judge whose judgments, or a prompt of a live chat that, may not come back; None where
+                nobody was erased.
         """
         self._connection = connection
         self._is_erased = is_erased
         self._erased_ids: set[str] = set()
+        self._erased_prompts: set[str] = set()
         self._waiting: list[Judgment] = []
         self._known_prompts: set[str] = set()
         self._prompt_of_completion: dict[str, str] = {}
@@ -43,13 +45,22 @@ class Adding:
     def prompts(self, records: Iterable[Prompt]) -> int:
         """Insert new prompts and return their number."""
         return sum(
-            len(self._insert(tables.prompts, chunk, {record.id: {} for record in chunk})) for chunk in _chunks(records)
+            len(self._insert(tables.prompts, chunk, {record.id: {} for record in chunk}))
+            for chunk in chunks(self._not_erased(records))
         )
+
+    def _not_erased(self, records: Iterable[Prompt]) -> Iterator[Prompt]:
+        """Yield all prompts but what erased people wrote into a live chat."""
+        for record in records:
+            if record.source == "chat" and self._is_erased is not None and self._is_erased(record.id):
+                self._erased_prompts.add(record.id)
+            else:
+                yield record
 
     def completions(self, records: Iterable[Completion]) -> int:
         """Insert new completions and return their number."""
         count = 0
-        for chunk in _chunks(records):
+        for chunk in chunks(record for record in records if record.prompt_id not in self._erased_prompts):
             self._learn_prompts({record.prompt_id for record in chunk})
             for record in chunk:
                 if record.prompt_id not in self._known_prompts:
@@ -75,7 +86,7 @@ class Adding:
     def _judgments(self, records: Iterable[Judgment]) -> int:
         count = 0
         now = utc_now()
-        for chunk in _chunks(records):
+        for chunk in chunks(records):
             self._check_references(chunk)
             columns = {record.id: judgment_columns(record, now) for record in chunk}
             new = self._insert(tables.judgments, chunk, columns)
@@ -100,7 +111,7 @@ class Adding:
             judge = record.judge.id
             if judge not in known:
                 known[judge] = is_erased(judge)
-            if known[judge]:
+            if known[judge] or record.prompt_id in self._erased_prompts:
                 self.num_erased += 1
                 self._erased_ids.add(record.id)
             elif record.supersedes is None or record.supersedes in self._erased_ids:
@@ -147,7 +158,7 @@ class Adding:
         known = self._prompt_of_completion
         wanted = {name for record in chunk for name in record.shown if name not in known}
         table = tables.completions
-        for names in _chunks(sorted(wanted)):
+        for names in chunks(sorted(wanted)):
             query = select(table.c.id, table.c.prompt_id).where(table.c.id.in_(names))
             known.update({row.id: row.prompt_id for row in self._connection.execute(query)})
         for record in chunk:
@@ -219,7 +230,8 @@ def utc_now(seconds: float | None = None) -> str:
 ItemT = TypeVar("ItemT")
 
 
-def _chunks(items: Iterable[ItemT]) -> Iterator[list[ItemT]]:
+def chunks(items: Iterable[ItemT]) -> Iterator[list[ItemT]]:
+    """Yield items in lists short enough for one statement."""
     iterator = iter(items)
     while chunk := list(islice(iterator, _CHUNK)):
         yield chunk

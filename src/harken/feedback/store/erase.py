@@ -15,10 +15,11 @@ from harken.feedback.privacy import lineage
 from harken.feedback.privacy.keys import DemographicsKey, Keys
 from harken.feedback.store.audit import record
 from harken.feedback.store.connect import Database
+from harken.feedback.store.conversations import conversation_prompts, erase_conversations
 from harken.feedback.store.people import forget_demographics
 from harken.feedback.store.people_tables import demographics, exports, person_columns, tombstones
 from harken.feedback.store.sharing import FREE_TEXT
-from harken.feedback.store.tables import judgments, shown
+from harken.feedback.store.tables import completions, judgments, prompts, shown
 from harken.feedback.store.work_tables import leases, slots
 from harken.records import Judge, Judgment, Record, Timing
 
@@ -82,7 +83,9 @@ def plan(connection: Connection, request: Erasing) -> Erasure:
     found = [
         (export, count)
         for export in artifacts
-        if lineage.is_export(export) and (count := lineage.count_judgments(export, _names(request, export)))
+        if lineage.is_export(export) and (gone := _gone(connection, request, export))
+        # What they wrote is found in an export with no judgment of it too.
+        if (count := lineage.count_judgments(export, gone)) or gone.prompts
     ]
     trace = select(tombstones).where(tombstones.c.hash == request.keys.tombstone(request.person))
     # Someone erased before may be erased again: the database may not have been written anew since.
@@ -103,23 +106,23 @@ def plan(connection: Connection, request: Erasing) -> Erasure:
 
 
 def erase_rows(connection: Connection, request: Erasing, actor: str) -> None:
-    """Erase the person's rows and leave a tombstone for every name they had, in one write transaction."""
+    """Erase the person's rows and leave a tombstone for every name they or their texts had, in one transaction."""
     rows = _count_rows(connection, request)
     names = {request.person}
     for row in connection.execute(select(exports.c.scope, exports.c.key_id).distinct()):
         if row.scope:
             names.add(request.keys.pseudonym(request.person, row.scope, row.key_id))
-    known = set(connection.execute(select(tombstones.c.hash)).scalars())
-    if new := {request.keys.tombstone(name) for name in names} - known:
-        connection.execute(tombstones.insert(), [{"hash": code} for code in sorted(new)])
     forget_demographics(connection, request.person, request.demographics_key)
-    _free_slots(connection, request)
-    for owner, person_column in person_columns():
-        is_theirs = person_column == request.person
-        change = update(owner).values({person_column.name: None}) if person_column.nullable else delete(owner)
-        connection.execute(change.where(is_theirs))
     with _append_only_lifted(connection):
+        names |= set(erase_conversations(connection, request.person))
+        _free_slots(connection, request)
+        for owner, person_column in person_columns():
+            is_theirs = person_column == request.person
+            change = update(owner).values({person_column.name: None}) if person_column.nullable else delete(owner)
+            connection.execute(change.where(is_theirs))
         _erase_judgments(connection, request)
+    if new := {request.keys.tombstone(name) for name in names} - _traces(connection):
+        connection.execute(tombstones.insert(), [{"hash": code} for code in sorted(new)])
     record(connection, "erase", actor, {"policy": request.policy, "num_rows": sum(rows.values())})
 
 
@@ -128,7 +131,7 @@ def clean_exports(connection: Connection, request: Erasing) -> None:
     artifacts, _ = _artifacts(connection, request)
     for export in artifacts:
         if lineage.is_export(export):
-            lineage.take_out(export, _names(request, export))
+            lineage.take_out(export, _gone(connection, request, export))
 
 
 def scan(request: Erasing, store: Path | None, found: Erasure) -> Erasure:
@@ -182,15 +185,30 @@ def _not_rewritten(database: Database) -> StorageError:
 
 def _count_rows(connection: Connection, request: Erasing) -> dict[str, int]:
     rows: dict[str, int] = {}
-    marked = [*person_columns(), (judgments, judgments.c.judge_id)]
-    for owner, person_column in marked:
-        query = select(func.count()).select_from(owner).where(person_column == request.person)
+    theirs = conversation_prompts(request.person)
+    marked = [(owner, person_column == request.person) for owner, person_column in person_columns()]
+    marked.append((judgments, (judgments.c.judge_id == request.person) | judgments.c.prompt_id.in_(theirs)))
+    marked += [(prompts, prompts.c.id.in_(theirs)), (completions, completions.c.prompt_id.in_(theirs))]
+    for owner, is_theirs in marked:
+        query = select(func.count()).select_from(owner).where(is_theirs)
         rows[owner.name] = rows.get(owner.name, 0) + connection.execute(query).scalar_one()
     if request.demographics_key is not None:
         key = request.demographics_key.person_key(request.person)
         query = select(func.count()).select_from(demographics).where(demographics.c.person_key == key)
         rows[demographics.name] = connection.execute(query).scalar_one()
     return {name: count for name, count in rows.items() if count}
+
+
+def _traces(connection: Connection) -> set[str]:
+    return set(connection.execute(select(tombstones.c.hash)).scalars())
+
+
+def _gone(connection: Connection, request: Erasing, export: lineage.Artifact) -> lineage.Gone:
+    """Return what has to be taken out of an export: also texts that the store has erased already."""
+    theirs = set(connection.execute(conversation_prompts(request.person)).scalars())
+    traces = _traces(connection)
+    found = {name for name in lineage.conversations(export) if name in theirs or request.keys.tombstone(name) in traces}
+    return lineage.Gone(_names(request, export), found)
 
 
 def _names(request: Erasing, export: lineage.Artifact) -> set[str]:

@@ -48,7 +48,7 @@ _SAVE_DRAFT = (
     .values(draft=bindparam("_draft"))
 )
 _ASKED = (
-    select(tables.prompts.c.body, slots.c.lease_id, slots.c.expires_at)
+    select(tables.prompts.c.body, tasks.c.tags, slots.c.lease_id, slots.c.expires_at)
     .join(tasks, tasks.c.prompt_id == tables.prompts.c.id)
     .outerjoin(slots, slots.c.lease_id == bindparam("_lease"))
     .where(tasks.c.id == bindparam("_task"))
@@ -81,8 +81,12 @@ class Lease:
     """In the order in which this person sees them, always."""
     judgment: Judgment | None
     """The answer that counts, if there is one."""
+    warnings: tuple[str, ...]
+    """Tags of the task that the project's settings call sensitive."""
     draft: str
     claimed_at: float
+    ended_at: float | None
+    """When the answer that counts came."""
     is_held: bool
     """Whether the slot is still this person's; if not, an answer is one more than was asked for."""
     seconds_left: float
@@ -113,6 +117,15 @@ class Leases:
             NoTask: the project is closed, not theirs, or holds nothing more for them; or their limit is reached.
         """
         with self._database.writing(durable=False) as connection:
+            return _read(connection, _own(connection, self.take(project_id, person_id), person_id))
+
+    def take(self, project_id: str, person_id: str) -> str:
+        """Give a person a task as `claim` does, and return the lease's id only.
+
+        Raises:
+            NoTask: as `claim`.
+        """
+        with self._database.writing(durable=False) as connection:
             # PostgreSQL: two tabs of one person wait for each other here, so that they get one task.
             connection.execute(_LOCK_PERSON, {"_person": person_id})
             project = read_project(connection, project_id)
@@ -126,7 +139,7 @@ class Leases:
                     row = take_slot(connection, project, person_id, pools)
             else:
                 extend_lease(connection, project, row.id)
-            return _read(connection, row)
+            return row.id
 
     def get(self, lease_id: str, person_id: str) -> Lease:
         """Return a lease of this person.
@@ -193,21 +206,20 @@ class Leases:
             announce(connection, judgment, settles=is_new and not skipped and not surplus)
             return judgment
 
-    def history(self, project_id: str, person_id: str, limit: int = 50) -> list[Lease]:
-        """Return the newest leases of a person that have an answer, newest first."""
-        query = (
-            select(leases)
-            .where(leases.c.person_id == person_id, leases.c.project_id == project_id)
-            .where(leases.c.judgment_id.is_not(None))
-            .order_by(leases.c.ended_at.desc())
-            .limit(limit)
-        )
-        with self._database.reading() as connection:
-            return [_read(connection, row) for row in connection.execute(query).all()]
+    def history(
+        self, project_id: str, person_id: str | None = None, *, limit: int = 50, before: float | None = None
+    ) -> list[Lease]:
+        """Return the newest leases that have an answer, newest first.
 
-    def finished(self, project_id: str, limit: int = 50, before: float | None = None) -> list[Lease]:
-        """Return the newest answered leases of everybody, for reviewers; `before` is the `ended_at` to go on from."""
+        Args:
+            project_id: of which project.
+            person_id: whose; None for everybody's, as reviewers see them.
+            limit: how many at most.
+            before: the `ended_at` to go on from.
+        """
         query = select(leases).where(leases.c.project_id == project_id, leases.c.judgment_id.is_not(None))
+        if person_id is not None:
+            query = query.where(leases.c.person_id == person_id)
         if before is not None:
             query = query.where(leases.c.ended_at < before)
         with self._database.reading() as connection:
@@ -287,15 +299,18 @@ def _read(connection: Connection, row: Row[Any]) -> Lease:
     task = connection.execute(_ASKED, {"_lease": row.id, "_task": row.task_id}).one()
     shown: list[str] = json.loads(row.shown)
     bodies = {found.id: found.body for found in connection.execute(_BODIES, {"_shown": shown})}
+    project = read_project(connection, row.project_id)
     return Lease(
         id=row.id,
         person_id=row.person_id,
-        project=read_project(connection, row.project_id),
+        project=project,
         prompt=Prompt.model_validate_json(task.body),
         completions=tuple(Completion.model_validate_json(bodies[name]) for name in shown),
         judgment=_judgment(connection, row.judgment_id) if row.judgment_id else None,
+        warnings=tuple(tag for tag in json.loads(task.tags) if tag in project.config.sensitive_tags),
         draft=row.draft or "",
         claimed_at=row.claimed_at,
+        ended_at=row.ended_at,
         is_held=task.lease_id is not None,
         seconds_left=max(0.0, (task.expires_at or 0.0) - time.time()),
     )

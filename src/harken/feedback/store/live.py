@@ -9,6 +9,7 @@ from sqlalchemy import func, insert, select
 
 from harken.feedback.store.adding import Adding
 from harken.feedback.store.connect import Database
+from harken.feedback.store.conversations import CHAT_POOL
 from harken.feedback.store.projects import read_project
 from harken.feedback.store.work_tables import leases, slots, tasks
 from harken.records import Completion, Prompt, content_id
@@ -48,7 +49,7 @@ def record_turn(database: Database, shown: LiveTask) -> None:
         position = connection.execute(newest).scalar_one() + 1
         names = json.dumps([completion.id for completion in shown.completions])
         # A pool of its own, without members: what a person wrote is never handed to another one.
-        pool = f"chat:{shown.lease_id}"
+        pool = f"{CHAT_POOL}{shown.lease_id}"
         connection.execute(
             insert(tasks).values(
                 id=task_id,

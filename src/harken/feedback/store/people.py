@@ -10,8 +10,10 @@ from sqlalchemy import Connection, Table, bindparam, delete, select, update
 
 from harken.errors import DataError, UsageError
 from harken.feedback.privacy.keys import DemographicsKey
+from harken.feedback.questions import group_of
 from harken.feedback.store.adding import utc_now
 from harken.feedback.store.audit import record, reference
+from harken.feedback.store.conversations import conversation_prompts
 from harken.feedback.store.people_tables import (
     consent_texts,
     consents,
@@ -19,13 +21,19 @@ from harken.feedback.store.people_tables import (
     person_columns,
     withdrawals,
 )
-from harken.feedback.store.tables import judgments
+from harken.feedback.store.tables import judgments, prompts
 from harken.records import Record
 
 Purpose = Literal["participation", "demographics"]
-# Written once: every request for a task asks it.
+# Written once: every request for a task asks them.
 _TEXTS = (
     select(consent_texts).where(consent_texts.c.purpose == bindparam("_purpose")).order_by(consent_texts.c.seq.desc())
+)
+_AGREED = select(consents.c.seq).where(
+    consents.c.person_id == bindparam("_person"),
+    consents.c.purpose == bindparam("_purpose"),
+    consents.c.version == bindparam("_version"),
+    consents.c.withdrawn_at.is_(None),
 )
 
 
@@ -91,13 +99,8 @@ def needs_consent(connection: Connection, person: str, purpose: Purpose) -> bool
     current = current_consent_text(connection, purpose)
     if current is None:
         return False
-    query = select(consents.c.seq).where(
-        consents.c.person_id == person,
-        consents.c.purpose == purpose,
-        consents.c.version == current.version,
-        consents.c.withdrawn_at.is_(None),
-    )
-    return connection.execute(query).first() is None
+    values = {"_person": person, "_purpose": purpose, "_version": current.version}
+    return connection.execute(_AGREED, values).first() is None
 
 
 def withdraw(connection: Connection, person: str, purpose: Purpose, key: DemographicsKey | None, *, actor: str) -> int:
@@ -152,12 +155,19 @@ def forget_demographics(connection: Connection, person: str, key: DemographicsKe
     return connection.execute(delete(demographics).where(demographics.c.person_key == key.person_key(person))).rowcount
 
 
+def demographics_of(connection: Connection, person: str, key: DemographicsKey) -> dict[str, str]:
+    """Return what a person said of themselves, by attribute."""
+    query = select(demographics).where(demographics.c.person_key == key.person_key(person))
+    return {row.attribute: row.value for row in connection.execute(query)}
+
+
 def demographics_by_attribute(connection: Connection) -> dict[str, dict[str, int]]:
     """Return attribute -> value -> number of people. For the demographics role: publish it through `suppress` only."""
     counts: dict[str, dict[str, int]] = {}
     for row in connection.execute(select(demographics.c.attribute, demographics.c.value)):
         values = counts.setdefault(row.attribute, {})
-        values[row.value] = values.get(row.value, 0) + 1
+        group = group_of(row.value)
+        values[group] = values.get(group, 0) + 1
     return counts
 
 
@@ -170,8 +180,9 @@ def own_data(
         UsageError: it holds nothing.
     """
     found: dict[str, list[dict[str, Any]]] = {}
-    for table, column in [*person_columns(), (judgments, judgments.c.judge_id)]:
-        rows = connection.execute(select(table).where(column == person)).mappings()
+    owned = [(table, column == person) for table, column in [*person_columns(), (judgments, judgments.c.judge_id)]]
+    for table, is_theirs in [*owned, (prompts, prompts.c.id.in_(conversation_prompts(person)))]:
+        rows = connection.execute(select(table).where(is_theirs)).mappings()
         if listed := [_own(table, dict(row), person) for row in rows]:
             found.setdefault(table.name, []).extend(listed)
     if key is not None:

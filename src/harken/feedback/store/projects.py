@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 from pydantic import ConfigDict, ValidationError
-from sqlalchemy import Connection, bindparam, case, func, insert, select, update
+from sqlalchemy import Connection, bindparam, case, delete, func, insert, select, update
 
 from harken.artifacts import first_problem
 from harken.config.project import ProjectConfig
@@ -20,7 +20,7 @@ from harken.feedback.store.accounts import Person
 from harken.feedback.store.adding import Adding
 from harken.feedback.store.audit import COMMAND_LINE, record, record_import, reference
 from harken.feedback.store.connect import Database, refresh_statistics
-from harken.feedback.store.work_tables import guidelines, leases, members, people, projects, slots, tasks
+from harken.feedback.store.work_tables import guidelines, leases, members, people, projects, slots, task_tags, tasks
 from harken.feedback.tasks import TaskLine
 from harken.records import Record
 
@@ -154,6 +154,20 @@ class Projects:
             facts = {"project": project_id, "change": "opened" if is_open else "closed"}
             record(connection, "project", _actor(connection, by), facts)
 
+    def set_config(self, project_id: str, config: ProjectConfig, by: Person) -> None:
+        """Change how a project's work is given out; tasks that are there keep their overlap.
+
+        Raises:
+            DataError: there is no such project, or the settings ask something else than it does.
+        """
+        with self._database.writing(alone=True) as connection:
+            project = read_project(connection, project_id)
+            if config.task != project.config.task:
+                raise DataError("a project asks one question for all its answers; make another project")
+            values = {"config": config.model_dump_json()}
+            connection.execute(update(projects).where(projects.c.id == project_id).values(**values))
+            record(connection, "project", _actor(connection, by), {"project": project_id, "change": "settings"})
+
     def set_member(self, project_id: str, member: Member, by: Person) -> None:
         """Give a person a share in a project, or change it."""
         member = member.model_copy(update={"pools": tuple(pool.strip() for pool in member.pools)})
@@ -169,6 +183,14 @@ class Projects:
                 connection.execute(members.insert().values(project_id=project_id, person_id=member.person_id, **values))
             facts = {"project": project_id, "person": reference(connection, member.person_id)}
             record(connection, "member", _actor(connection, by), facts)
+
+    def remove_member(self, project_id: str, person_id: str, by: Person) -> None:
+        """Take a person's share in a project away; their answers stay."""
+        key = (members.c.project_id == project_id) & (members.c.person_id == person_id)
+        with self._database.writing(alone=True) as connection:
+            if connection.execute(delete(members).where(key)).rowcount:
+                facts = {"project": project_id, "person": reference(connection, person_id), "change": "removed"}
+                record(connection, "member", _actor(connection, by), facts)
 
     def add_tasks(self, project_id: str, lines: Sequence[TaskLine], source: ImportSource) -> tuple[int, int]:
         """Add tasks with their prompts and completions in one transaction: all of them, or none.
@@ -295,6 +317,7 @@ def _add_tasks(connection: Connection, project: Project, lines: Sequence[TaskLin
         new = [(task_id, line) for task_id, line in chunk.items() if task_id not in known]
         task_rows: list[dict[str, Any]] = []
         slot_rows: list[dict[str, Any]] = []
+        tag_rows: list[dict[str, Any]] = []
         for task_id, line in new:
             overlap = line.overlap or project.config.overlap
             place: dict[str, Any] = {"project_id": project.id, "position": position, "pool": line.pool}
@@ -312,6 +335,7 @@ def _add_tasks(connection: Connection, project: Project, lines: Sequence[TaskLin
                     **place,
                 }
             )
+            tag_rows += [{"task_id": task_id, "tag": tag} for tag in set(line.tags)]
             if not line.qualifies:  # a slot of those is made when a person comes
                 slot_rows += [{"task_id": task_id, "number": one, "state": "open", **place} for one in range(overlap)]
             position += 1
@@ -319,5 +343,7 @@ def _add_tasks(connection: Connection, project: Project, lines: Sequence[TaskLin
             connection.execute(insert(tasks), task_rows)
         if slot_rows:
             connection.execute(insert(slots), slot_rows)
+        if tag_rows:
+            connection.execute(insert(task_tags), tag_rows)
         count += len(new)
     return count

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from sqlalchemy import Connection, Row, exists, func, insert, select
+from sqlalchemy import Connection, Exists, Row, exists, func, insert, select
 
 from harken.feedback.store.projects import QUALIFICATION_POOL, Project
 from harken.feedback.store.slots import NoTask, hand_out
-from harken.feedback.store.work_tables import leases, members, slots, tasks
+from harken.feedback.store.work_tables import leases, members, opt_outs, slots, task_tags, tasks
 
 
 def take_qualification(connection: Connection, project: Project, person_id: str) -> Row[Any] | None:
@@ -32,7 +32,7 @@ def take_qualification(connection: Connection, project: Project, person_id: str)
     next_task = (
         select(tasks.c.id)
         .where(tasks.c.project_id == project.id, tasks.c.qualifies.is_(True))
-        .where(~exists().where(had.c.task_id == tasks.c.id, had.c.person_id == person_id))
+        .where(~exists().where(had.c.task_id == tasks.c.id, had.c.person_id == person_id), ~_is_unwanted(person_id))
         .order_by(tasks.c.position)
         .limit(1)
         # Two people who begin at once must not make the same slot.
@@ -52,13 +52,22 @@ def take_qualification(connection: Connection, project: Project, person_id: str)
 def qualification_of(connection: Connection, project_id: str, person_id: str) -> tuple[int, int]:
     """Return how many qualification tasks a person has answered, and how many rightly at the first try.
 
-    A skipped one counts as answered wrongly: else one could skip until an easy one comes.
+    A skipped one counts as answered wrongly: else one could skip until an easy one comes. Not so one of a kind of
+    content that the person opted out of.
     """
     query = (
         select(func.count(), func.count().filter(leases.c.is_right.is_(True)))
         .join(tasks, tasks.c.id == leases.c.task_id)
         .where(leases.c.project_id == project_id, leases.c.person_id == person_id)
         .where(leases.c.judgment_id.is_not(None), tasks.c.qualifies.is_(True))
+        .where(~(leases.c.skipped & _is_unwanted(person_id)))
     )
     num_answered, num_right = connection.execute(query).one()
     return num_answered, num_right
+
+
+def _is_unwanted(person_id: str) -> Exists:
+    """Return the condition that a task has a tag which the person opted out of."""
+    return exists().where(
+        opt_outs.c.person_id == person_id, task_tags.c.tag == opt_outs.c.tag, task_tags.c.task_id == tasks.c.id
+    )

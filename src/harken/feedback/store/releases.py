@@ -8,6 +8,7 @@ from sqlalchemy import Connection, select
 
 from harken.feedback.privacy.keys import DemographicsKey
 from harken.feedback.privacy.suppress import GroupTable, group_table, may_replace
+from harken.feedback.questions import group_of
 from harken.feedback.store.adding import utc_now
 from harken.feedback.store.people import demographics_by_attribute
 from harken.feedback.store.people_tables import consent_texts, consents, demographics, releases
@@ -121,7 +122,7 @@ def _groups(connection: Connection, table: GroupTable, people: list[str], key: D
     """Return judge -> value, of values whose counts are published."""
     shown = {count.value for count in table.counts} - {NOT_SAID}
     query = select(demographics.c.person_key, demographics.c.value).where(demographics.c.attribute == table.attribute)
-    value_of = {row.person_key: row.value for row in connection.execute(query)}
+    value_of = {row.person_key: group_of(row.value) for row in connection.execute(query)}
     said = {person: value_of.get(key.person_key(person)) for person in people}
     return {person: value for person, value in said.items() if value is not None and value in shown}
 

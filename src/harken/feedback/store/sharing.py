@@ -5,10 +5,11 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
-from sqlalchemy import Connection, select
+from sqlalchemy import ColumnElement, Connection, select
 
 from harken.feedback.privacy.keys import Keys
 from harken.feedback.privacy.redact import Redactor
+from harken.feedback.store.conversations import conversation_prompts
 from harken.feedback.store.people_tables import withdrawals
 from harken.feedback.store.tables import completions, judgments, prompts
 from harken.records import Completion, Judge, Judgment, Prompt, Timing
@@ -31,10 +32,16 @@ class Sharing:
     """Keep rationales and written answers, redacted."""
 
 
+def is_withdrawn(prompt_id: ColumnElement[str]) -> ColumnElement[bool]:
+    """Return the condition that a prompt is of a live chat of somebody who withdrew; it is in no export, as theirs."""
+    return prompt_id.in_(conversation_prompts(select(withdrawals.c.person_id)))
+
+
 def withdrawn_judgments(connection: Connection) -> set[str]:
-    """Return ids of judgments by people who withdrew."""
+    """Return ids of judgments by people who withdrew, and of judgments about what they wrote into the live chat."""
     people = select(withdrawals.c.person_id)
-    return set(connection.execute(select(judgments.c.id).where(judgments.c.judge_id.in_(people))).scalars())
+    theirs = judgments.c.judge_id.in_(people) | is_withdrawn(judgments.c.prompt_id)
+    return set(connection.execute(select(judgments.c.id).where(theirs)).scalars())
 
 
 def without_links(body: str, gone: set[str]) -> str:
@@ -58,13 +65,15 @@ class SharedBodies:
 
     def prompts(self) -> Iterator[str]:
         """Yield prompts in order of arrival, redacted."""
-        for row in self._connection.execute(select(prompts.c.body).order_by(prompts.c.seq)):
+        query = select(prompts.c.body).where(~is_withdrawn(prompts.c.id)).order_by(prompts.c.seq)
+        for row in self._connection.execute(query):
             record = Prompt.model_validate_json(row.body)
             yield self._sharing.redactor.prompt(record).model_dump_json(exclude_none=True)
 
     def completions(self) -> Iterator[str]:
         """Yield completions in order of arrival, redacted."""
-        for row in self._connection.execute(select(completions.c.body).order_by(completions.c.seq)):
+        query = select(completions.c.body).where(~is_withdrawn(completions.c.prompt_id)).order_by(completions.c.seq)
+        for row in self._connection.execute(query):
             record = Completion.model_validate_json(row.body)
             yield self._sharing.redactor.completion(record).model_dump_json(exclude_none=True)
 

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Float, Row, String, and_, bindparam, exists, 
 
 from harken.errors import HarkenError
 from harken.feedback.store.projects import Project
-from harken.feedback.store.work_tables import NOT_DONE, leases, members, slots, tasks
+from harken.feedback.store.work_tables import NOT_DONE, leases, members, opt_outs, slots, task_tags, tasks
 
 DAY_S = 86400.0
 
@@ -30,12 +30,15 @@ _PERSON, _PROJECT = bindparam("_person", type_=String()), bindparam("_project", 
 _NOW = bindparam("_now", type_=Float())
 _THEIRS = (leases.c.person_id == _PERSON) & (leases.c.project_id == _PROJECT)
 _IS_FREE = or_(slots.c.state == "open", and_(slots.c.state == "leased", slots.c.expires_at < _NOW))
+_UNWANTED = exists().where(
+    opt_outs.c.person_id == _PERSON, task_tags.c.tag == opt_outs.c.tag, task_tags.c.task_id == slots.c.task_id
+)
 # The table of leases that is asked here must not be mixed up with the one of the slot's own lease.
 _HAD = leases.alias("had")
 _UNFINISHED = (
     select(leases)
     .join(slots, slots.c.lease_id == leases.c.id)
-    .where(_THEIRS, leases.c.judgment_id.is_(None))
+    .where(_THEIRS, leases.c.judgment_id.is_(None), ~_UNWANTED)
     .order_by(leases.c.claimed_at)
     .limit(1)
     .with_for_update(of=slots)
@@ -55,6 +58,7 @@ _FREE = (
         _IS_FREE,
         slots.c.pool.in_(bindparam("_pools", expanding=True)),
         ~exists().where(_HAD.c.task_id == slots.c.task_id, _HAD.c.person_id == _PERSON),
+        ~_UNWANTED,
         slots.c.position > bindparam("_after"),
     )
     .order_by(slots.c.position, slots.c.number)

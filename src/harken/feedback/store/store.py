@@ -20,7 +20,7 @@ from harken.feedback.store.audit import COMMAND_LINE, record, record_import
 from harken.feedback.store.connect import Database, database_errors, open_database
 from harken.feedback.store.erase import Erasing, Erasure, clean_exports, erase_rows, plan, rewrite_database, scan
 from harken.feedback.store.people_tables import exports, tombstones
-from harken.feedback.store.sharing import SharedBodies, Sharing, withdrawn_judgments, without_links
+from harken.feedback.store.sharing import SharedBodies, Sharing, is_withdrawn, withdrawn_judgments, without_links
 from harken.feedback.store.status import ImportSummary, StoreStatus, read_imports, read_status
 from harken.records import Completion, Judgment, Prompt, Record, content_id
 
@@ -173,7 +173,7 @@ class FeedbackStore:
     def judgments(self, include_superseded: bool = False) -> Iterator[Judgment]:
         """Yield judgments in order of arrival, by default only those that none supersedes.
 
-        Those of people who withdrew are left out.
+        Those of people who withdrew are left out, as is what they wrote into the live chat.
         """
         return self._records(tables.judgments, Judgment, include_superseded)
 
@@ -286,6 +286,8 @@ class StoredBodies:
 
 def _bodies(connection: Connection, table: Table, include_superseded: bool = True) -> Iterator[tuple[str, str]]:
     query = select(table.c.id, table.c.body).order_by(table.c.seq)
+    if table is not tables.judgments:
+        query = query.where(~is_withdrawn(table.c.id if table is tables.prompts else table.c.prompt_id))
     if not include_superseded:
         column = tables.judgments.c.supersedes
         query = query.where(table.c.id.not_in(select(column).where(column.is_not(None))))

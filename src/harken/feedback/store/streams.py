@@ -16,7 +16,7 @@ from harken.feedback.store.adding import utc_now
 from harken.feedback.store.audit import record, reference
 from harken.feedback.store.connect import Database
 from harken.feedback.store.people_tables import exports
-from harken.feedback.store.sharing import withdrawn_judgments
+from harken.feedback.store.sharing import is_withdrawn, withdrawn_judgments
 from harken.feedback.store.work_tables import leases, slots, tasks
 from harken.records import Record
 
@@ -123,7 +123,8 @@ class Streams:
         seen: set[str] = set()
         after = -1
         query = select(tasks.c.position, tasks.c.prompt_id, tasks.c.completion_ids)
-        query = query.where(tasks.c.project_id == project_id).order_by(tasks.c.position).limit(_CHUNK)
+        query = query.where(tasks.c.project_id == project_id, ~is_withdrawn(tasks.c.prompt_id))
+        query = query.order_by(tasks.c.position).limit(_CHUNK)
         while True:
             with self._database.reading() as connection:
                 rows = connection.execute(query.where(tasks.c.position > after)).all()

@@ -135,6 +135,24 @@ leases = Table(
     info=expires("drafts", "claimed_at", blank="draft"),
 )
 
+task_tags = Table(
+    "task_tags",
+    metadata,
+    # What `tasks.tags` lists, to look up whether a task has a tag.
+    Column("task_id", String, ForeignKey("tasks.id", ondelete="CASCADE"), primary_key=True),
+    Column("tag", String, primary_key=True),
+    sqlite_with_rowid=False,
+)
+
+opt_outs = Table(
+    "opt_outs",
+    metadata,
+    # Tags of tasks that the person does not want to be given, in any project.
+    Column("person_id", String, ForeignKey("people.id"), primary_key=True, info=PERSON),
+    Column("tag", String, primary_key=True),
+    sqlite_with_rowid=False,
+)
+
 NOT_DONE = text("state <> 'done'")
 """Written into the query as it is: a database uses a partial index only where it sees the same words."""
 

@@ -1,10 +1,13 @@
 """Pages around one's account: log in and out, join by invitation, change the password."""
 
+from urllib.parse import quote
+
 from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
 
 from harken.errors import DataError
 from harken.feedback.store import Person
+from harken.feedback.store.people import needs_consent
 from harken.feedback.web.security import Anyone, FormDep, TooOften, address_of, limit, local_path, text_of
 from harken.feedback.web.site import Site, SiteDep
 
@@ -15,7 +18,13 @@ _HOUR = 3600
 
 
 def start_session(site: Site, person: Person, target: str) -> Response:
-    """Log a person in: a new session each time, so that a cookie planted before means nothing."""
+    """Log a person in: a new session each time, so that a cookie planted before means nothing.
+
+    Who has something to agree to is asked at once.
+    """
+    with site.store.database.reading() as connection:
+        if needs_consent(connection, person.id, "participation"):
+            target = f"/consent?next={quote(target, safe='/')}"
     response = RedirectResponse(target, status_code=303)
     site.give_cookie(response, site.accounts.log_in(person))
     return response

@@ -104,6 +104,8 @@ class Claim(Told):
     prompt: tuple[Turn, ...]
     completions: tuple[Place, ...]
     """In the order in which the judge must see them; it is stored with the answer."""
+    warnings: tuple[str, ...]
+    """What the texts are about that a person should know before they see them: the task's sensitive tags."""
     seconds_left: float
     """Until somebody else may get the task; a heartbeat starts the time anew."""
     is_held: bool
@@ -120,7 +122,7 @@ class Claim(Told):
             completions=tuple(
                 Place(place=number, text=one.message.content) for number, one in enumerate(lease.completions, start=1)
             ),
-            seconds_left=lease.seconds_left, is_held=lease.is_held,
+            warnings=lease.warnings, seconds_left=lease.seconds_left, is_held=lease.is_held,
             judgment_id=lease.judgment.id if lease.judgment else None,
         )  # fmt: skip
 

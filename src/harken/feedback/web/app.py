@@ -18,6 +18,7 @@ from harken.feedback.store import AnsweredOtherwise, NoTask, WrongLease
 from harken.feedback.web import (
     account_pages,
     api,
+    care_pages,
     chat_pages,
     connect_pages,
     figures,
@@ -56,7 +57,7 @@ def make_app(site: Site) -> FastAPI:
         openapi_url=None,
     )
     app.state.site = site
-    pages = [account_pages, rights_pages, work_pages, manage_pages, figures, connect_pages]
+    pages = [account_pages, rights_pages, care_pages, work_pages, manage_pages, figures, connect_pages]
     for module in (*pages, *([chat_pages] if site.chat else [])):
         app.include_router(module.router, include_in_schema=False)
     app.include_router(api.schema_router)

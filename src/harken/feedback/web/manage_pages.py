@@ -1,7 +1,7 @@
 """Pages for owners: projects, tasks, guidelines, members, people, invitations, progress."""
 
 import hashlib
-from typing import Annotated, Any, cast, get_args
+from typing import Annotated, cast, get_args
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, RedirectResponse, Response
@@ -9,29 +9,15 @@ from starlette.datastructures import FormData, UploadFile
 
 from harken.config.base import build
 from harken.config.project import ProjectConfig
-from harken.errors import DataError
+from harken.errors import ConfigError, DataError
 from harken.feedback.source import ImportSource
 from harken.feedback.store import Member, Role
 from harken.feedback.tasks import parse_tasks
+from harken.feedback.web.project_form import KINDS, SCOPES, project_values, work_fields, work_values
 from harken.feedback.web.security import FormDep, OwnerDep, ReviewerDep, text_of, texts_of
 from harken.feedback.web.site import Site, SiteDep
 
 router = APIRouter(prefix="/manage")
-
-_KINDS = {
-    "comparison": "Comparison: which of two answers is better",
-    "ranking": "Ranking: put two to nine answers in order",
-    "rating": "Rating: one answer, each turn of a conversation, or all of it, on named scales",
-    "demonstration": "Demonstration: write the answer",
-    "critique": "Critique: say what is good and bad about one answer",
-    "correction": "Correction: edit one answer",
-    "spans": "Error spans: mark errors in one answer",
-}
-_SCOPES = {
-    "completion": "the answer",
-    "turns": "each turn of the conversation",
-    "conversation": "the conversation as a whole",
-}
 
 
 @router.get("")
@@ -46,7 +32,7 @@ def _overview(request: Request, site: Site, problem: str = "", fields: FormData 
     status = 422 if problem else 200
     values = texts_of(fields) if fields else {}
     return site.page(
-        request, "manage.html.jinja", status, projects=projects, kinds=_KINDS, scopes=_SCOPES, problem=problem,
+        request, "manage.html.jinja", status, projects=projects, kinds=KINDS, scopes=SCOPES, problem=problem,
         fields=values,
     )  # fmt: skip
 
@@ -55,25 +41,11 @@ def _overview(request: Request, site: Site, problem: str = "", fields: FormData 
 def make_project(request: Request, site: SiteDep, form: FormDep, owner: OwnerDep) -> Response:
     """Make a project."""
     try:
-        config = build(ProjectConfig, _config_values(form), where="project")
+        config = build(ProjectConfig, project_values(form), where="project")
         project = site.projects.make(text_of(form, "name"), config, owner, text_of(form, "guideline"))
-    except DataError as error:
+    except (ConfigError, DataError) as error:
         return _overview(request, site, f"{error}", form)
     return RedirectResponse(f"/manage/projects/{project.id}", status_code=303)
-
-
-def _config_values(form: FormData) -> dict[str, Any]:
-    """Return the settings that the form has; all others keep their defaults (`harken collect tasks` can set them)."""
-    kind = text_of(form, "kind", "comparison")
-    task: dict[str, Any] = {"kind": kind}
-    if question := text_of(form, "question").strip():
-        task["question"] = question
-    names = [name.strip() for name in text_of(form, "axes").split(",") if name.strip()]
-    if kind == "rating" and names:
-        task["axes"] = [{"name": name} for name in names]
-    if kind == "rating":
-        task["scope"] = text_of(form, "scope", "completion")
-    return {"task": task, "overlap": text_of(form, "overlap", "1"), "rationale": text_of(form, "rationale", "optional")}
 
 
 @router.get("/projects/{project_id}")
@@ -83,15 +55,25 @@ def manage_project(request: Request, site: SiteDep, owner: OwnerDep, project_id:
     return _project(request, site, project_id)
 
 
-def _project(request: Request, site: Site, project_id: str, *, problem: str = "", notice: str = "") -> Response:
+def _project(
+    request: Request,
+    site: Site,
+    project_id: str,
+    *,
+    problem: str = "",
+    notice: str = "",
+    fields: dict[str, str] | None = None,
+) -> Response:
+    project = site.projects.get(project_id)
     return site.page(
         request,
         "manage_project.html.jinja",
         422 if problem else 200,
-        project=site.projects.get(project_id),
+        project=project,
         progress=site.projects.progress(project_id),
         people={one.id: one for one in site.accounts.everyone()},
         members=site.projects.members(project_id),
+        fields=fields or work_fields(project.config),
         problem=problem,
         notice=notice,
     )
@@ -132,6 +114,17 @@ def set_guideline(site: SiteDep, form: FormDep, owner: OwnerDep, project_id: str
     return RedirectResponse(f"/manage/projects/{project_id}", status_code=303)
 
 
+@router.post("/projects/{project_id}/settings")
+def set_settings(request: Request, site: SiteDep, form: FormDep, owner: OwnerDep, project_id: str) -> Response:
+    """Change how work is given out; what is asked stays."""
+    try:
+        values = {"task": site.projects.get(project_id).config.task.model_dump(), **work_values(form)}
+        site.projects.set_config(project_id, build(ProjectConfig, values, where="project"), owner)
+    except (ConfigError, DataError) as error:
+        return _project(request, site, project_id, problem=f"{error}", fields=texts_of(form))
+    return RedirectResponse(f"/manage/projects/{project_id}", status_code=303)
+
+
 @router.post("/projects/{project_id}/state")
 def set_state(site: SiteDep, form: FormDep, owner: OwnerDep, project_id: str) -> Response:
     """Open or close a project."""
@@ -151,6 +144,9 @@ def set_member(request: Request, site: SiteDep, form: FormDep, owner: OwnerDep, 
     person_id = text_of(form, "person_id")
     if person_id not in {one.id for one in site.accounts.everyone()}:
         return _project(request, site, project_id, problem="Choose a person.")
+    if "remove" in form:
+        site.projects.remove_member(project_id, person_id, owner)
+        return RedirectResponse(f"/manage/projects/{project_id}", status_code=303)
     pools = tuple(name.strip() for name in text_of(form, "pools").split(",") if name.strip())
     site.projects.set_member(
         project_id, Member(person_id=person_id, pools=pools, is_qualified="is_qualified" in form, **limits), owner

@@ -8,7 +8,7 @@ from fastapi.responses import JSONResponse, RedirectResponse, Response
 from pydantic import TypeAdapter, ValidationError
 from starlette.datastructures import FormData
 
-from harken.feedback.store import Given, Lease, NoTask
+from harken.feedback.store import Given, Lease, NoTask, Project
 from harken.feedback.web.kinds import BadForm, fill_form, make_answer
 from harken.feedback.web.security import Anyone, FormDep, ReviewerDep, Worker, limit, text_of, texts_of
 from harken.feedback.web.site import Site, SiteDep
@@ -30,16 +30,30 @@ WHY_NO_TASK = {
     "limit": "You have done as many tasks as one person may do here. Thank you!",
     "day": "You have done as many tasks as one person may do in a day. Come back tomorrow.",
     "unqualified": "This project is for people who answer its first tasks as expected. Ask its owner about yours.",
+    "opted-out": "You get no more tasks of this kind. You can change that under your name, at the top.",
     "empty": "There is nothing to do for you at the moment. Thank you for what you did!",
 }
+_A_PAGE = 50
+"""Answers on one page."""
 _DRAFT = TypeAdapter(dict[str, str])
 
 
 @router.get("/")
 def home(request: Request, site: SiteDep, person: Anyone) -> Response:
     """Show the projects a person can work on."""
-    projects = [(project, site.leases.count_of(project.id, person.id)) for project in site.projects.all()]
-    return site.page(request, "home.html.jinja", projects=projects)
+    projects = [
+        (project, site.leases.count_of(project.id, person.id))
+        for project in site.projects.all()
+        if person.role != "annotator" or _is_for(site, project, person.id)
+    ]
+    chat_project = site.chat.project_id if site.chat else ""
+    return site.page(request, "home.html.jinja", projects=projects, chat_project=chat_project)
+
+
+def _is_for(site: Site, project: Project, person_id: str) -> bool:
+    if project.config.access == "everyone":
+        return True
+    return any(member.person_id == person_id for member in site.projects.members(project.id))
 
 
 @router.get("/projects/{project_id}")
@@ -58,10 +72,10 @@ def next_task(site: SiteDep, person: Worker, project_id: str) -> Response:
 
 def _go_on(site: Site, person_id: str, project_id: str, saved: str) -> Response:
     try:
-        lease = site.leases.claim(project_id, person_id)
+        lease_id = site.leases.take(project_id, person_id)
     except NoTask as error:
         return RedirectResponse(f"/projects/{project_id}?why={error.why}", status_code=303)
-    return RedirectResponse(f"/tasks/{lease.id}{f'?saved={saved}' if saved else ''}", status_code=303)
+    return RedirectResponse(f"/tasks/{lease_id}{f'?saved={saved}' if saved else ''}", status_code=303)
 
 
 @router.get("/tasks/{lease_id}")
@@ -175,18 +189,28 @@ def save_draft(site: SiteDep, form: FormDep, person: Anyone, lease_id: str) -> R
 
 
 @router.get("/projects/{project_id}/answers")
-def own_answers(request: Request, site: SiteDep, person: Anyone, project_id: str) -> Response:
+def own_answers(
+    request: Request, site: SiteDep, person: Anyone, project_id: str, before: float | None = None
+) -> Response:
     """Show what a person answered last, each with a link to change it."""
-    project = site.projects.get(project_id)
-    leases = site.leases.history(project.id, person.id)
-    return site.page(request, "answers.html.jinja", project=project, leases=leases, names={}, of_all=False)
+    return _answers(request, site, project_id, person.id, before)
 
 
 @router.get("/projects/{project_id}/review")
-def review(request: Request, site: SiteDep, person: ReviewerDep, project_id: str) -> Response:
+def review(
+    request: Request, site: SiteDep, person: ReviewerDep, project_id: str, before: float | None = None
+) -> Response:
     """Show reviewers what everybody answered last."""
     del person
+    return _answers(request, site, project_id, None, before)
+
+
+def _answers(request: Request, site: Site, project_id: str, person_id: str | None, before: float | None) -> Response:
     project = site.projects.get(project_id)
-    names = {one.id: one.name for one in site.accounts.everyone()}
-    leases = site.leases.finished(project.id)
-    return site.page(request, "answers.html.jinja", project=project, leases=leases, names=names, of_all=True)
+    names = {one.id: one.name for one in site.accounts.everyone()} if person_id is None else {}
+    leases = site.leases.history(project.id, person_id, limit=_A_PAGE, before=before)
+    older = leases[-1].ended_at if len(leases) == _A_PAGE else None
+    return site.page(
+        request, "answers.html.jinja", project=project, leases=leases, names=names, of_all=person_id is None,
+        older=older,
+    )  # fmt: skip

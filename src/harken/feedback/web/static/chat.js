@@ -205,12 +205,18 @@ for (const side of sides) {
   });
 }
 
-// --- keys
+// --- keys; whether single ones work is remembered together with the task pages
+const keysOn = document.getElementById("keys-on");
+try { keysOn.checked = localStorage.getItem("harken-keys") !== "off"; } catch (error) { console.info("not remembered", error.name); }
+keysOn.addEventListener("change", () => {
+  try { localStorage.setItem("harken-keys", keysOn.checked ? "on" : "off"); } catch (error) { console.info("not remembered", error.name); }
+});
 addEventListener("keydown", (event) => {
   const target = event.target, writes = target.matches("textarea");
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !now.hidden) { event.preventDefault(); vote("answer"); return; }
   if (event.key === "Escape" && !help.open) { if (writes) target.blur(); else stop(); return; }
   if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing || help.open || writes) return;
+  if (!keysOn.checked && event.key.length === 1) return;
   const digit = Number(event.key);
   if (event.key === "?") { event.preventDefault(); help.showModal(); return; }
   if (now.hidden) return;

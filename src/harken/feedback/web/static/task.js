@@ -8,10 +8,10 @@ const KEEP_MS = 60000;
 const IDLE_MS = 60000;
 
 // Remembered settings are a convenience: a browser that forbids storage loses nothing else.
-function remember(name, value) {
+export function remember(name, value) {
   try { localStorage.setItem(`harken-${name}`, value); } catch (error) { console.info("not remembered", error.name); }
 }
-function remembered(name) {
+export function remembered(name) {
   try { return localStorage.getItem(`harken-${name}`); } catch (error) { return null; }
 }
 
