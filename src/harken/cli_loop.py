@@ -14,6 +14,7 @@ FAST = (
     "reward.normalization_samples=32",
     "ppo.steps=2",
     "ppo.prompts_per_step=32",
+    "ppo.score.accept_chance=true",  # so few pairs teach a reward model hardly anything, and PPO would refuse it
     "evaluate.max_prompts=32",
 )
 """What `harken demo --fast` changes: enough to see every stage work, too little to learn much."""
