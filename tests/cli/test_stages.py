@@ -8,7 +8,6 @@ import pytest
 import harken
 from harken.artifacts import read_manifest
 from harken.cli_loop import FAST
-from harken.config.recipe import load_recipe
 from tests.cli.calling import FP32, Ended, call, write_data, write_ratings, write_rows
 
 COMPUTE = harken.ComputeConfig(dtype="float32")
@@ -327,5 +326,5 @@ def test_a_file_that_was_changed_after_it_was_written_is_refused(here: Path) -> 
 
 def test_the_fast_demo_goes_on_with_a_reward_model_that_may_be_a_coin() -> None:
     # 192 pairs do not teach it enough to be told from one, and PPO would refuse it after a minute.
-    assert load_recipe("reviews", FAST).ppo.score.accept_chance
-    assert not load_recipe("reviews").ppo.score.accept_chance
+    assert harken.load_recipe("reviews", FAST).ppo.score.accept_chance
+    assert not harken.load_recipe("reviews").ppo.score.accept_chance
