@@ -19,7 +19,6 @@ from benchmarks.comparison import (
     token_differences,
 )
 from benchmarks.phases import PHASES
-from benchmarks.randomwalks import LENGTH, NODES, check, distances_to_goal, make_graph
 from benchmarks.selection import (
     HH_FILE,
     choose,
@@ -31,6 +30,7 @@ from benchmarks.selection import (
     split_dialogue,
     step_tokens,
 )
+from benchmarks.walks import LENGTH, NODES, check, distances_to_goal, make_graph
 from harken.errors import DataError
 from harken.lm.chat import Chat
 from tests.tiny import make_tiny_tokenizer

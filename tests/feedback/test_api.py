@@ -1,7 +1,6 @@
 """The REST API: what programs can do with a token, what they are told when it goes wrong, and what they never learn."""
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,14 +18,6 @@ from tests.feedback.working import SOURCE, lines, win
 
 V1 = "/api/v1"
 TASK = {"prompt": "Which?", "completions": ["this", "that"]}
-
-
-@pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
-    house = House(tmp_path)
-    house.work.people("Ann")
-    yield house
-    house.close()
 
 
 def _take(client: TestClient, project_id: str) -> dict[str, object]:

@@ -2,8 +2,6 @@
 
 import random
 import re
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,14 +16,6 @@ from harken.feedback.tasks import TaskLine
 from harken.records import Comparison
 from tests.feedback.web_client import House, post
 from tests.feedback.working import SOURCE, Workshop, lines, win
-
-
-@pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
-    house = House(tmp_path)
-    house.work.people("Ann", "Bob")
-    yield house
-    house.close()
 
 
 def _tagged(num_tasks: int, *tags: str, every: int = 1, **fields: Any) -> list[TaskLine]:

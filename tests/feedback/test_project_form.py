@@ -1,7 +1,5 @@
 """Every setting of a project can be made in the web app; those about giving out work can be changed there."""
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -54,14 +52,6 @@ KINDS: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
     "demonstration": ({}, {}),
     "critique": ({}, {}),
 }
-
-
-@pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
-    house = House(tmp_path)
-    house.work.people("Ann")
-    yield house
-    house.close()
 
 
 @pytest.mark.parametrize("kind", KINDS)
