@@ -1,4 +1,4 @@
-"""The graph of RandomWalks, its walks, what one is worth, and what methods must reach: trlX's `examples/randomwalks`."""
+"""The graph of RandomWalks, its walks, what one is worth, and what methods must reach (from trlX)."""
 
 from collections import deque
 from collections.abc import Mapping, Sequence
