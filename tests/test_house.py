@@ -132,7 +132,8 @@ def _report(problems: list[str], rule: str) -> None:
 def test_source_files_are_short() -> None:
     problems = [
         f"{path.relative_to(ROOT)}: {lines} lines"
-        for path in _python_files(SRC)
+        for folder in (SRC, TESTS, ROOT / "benchmarks")
+        for path in _python_files(folder)
         if (lines := len(_text(path).splitlines())) > MAX_FILE_LINES
     ]
     _report(problems, f"a file has at most {MAX_FILE_LINES} lines: split by what it is about")
