@@ -184,12 +184,13 @@ def write_entries(
     from typing import cast
 
     from harken.errors import DataError, UsageError
-    from harken.feedback.exchange.write import TARGETS, Style, plan, write
+    from harken.feedback.exchange.write import TARGETS, Style, check_name, plan, write
 
     if to not in TARGETS:
         raise UsageError(f"--to {to!r}: no such format; there are {', '.join(TARGETS)}")
     check_out_file(out)
     target: Target = cast("Target", to)
+    check_name(out, target)
     style = Style(texts=texts, ties=ties.value)
     planned = plan(entries, target, style)
     for loss in planned.losses:

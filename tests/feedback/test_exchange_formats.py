@@ -17,7 +17,7 @@ from harken.feedback.exchange.importing import Importing
 from harken.feedback.exchange.optional import write_parquet
 from harken.feedback.exchange.read import open_data
 from harken.feedback.store import FeedbackStore
-from harken.records import Comparison, Judgment, RankingAnswer, Rating, Spans
+from harken.records import Comparison, DemonstrationAnswer, Judgment, RankingAnswer, Rating, Spans
 
 
 def entries_in(path: Path, rows: list[Any] | None = None, **options: Any) -> tuple[list[Entry], list[Refusal], Reading]:
@@ -347,7 +347,12 @@ def test_parquet_reads_as_the_same_rows(tmp_path: Path) -> None:
 
 
 def test_an_unknown_format_names_the_keys_and_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(
-        DataError, match=r"no known format: its first row has answer, question; name columns with --map"
-    ):
-        entries_in(tmp_path / "x.json", [{"question": "a", "answer": "b"}])
+    row = {"asked": "What is this?", "number": 3, "said": "It is a test."}
+    with pytest.raises(DataError, match="no known format: its first row has asked, number, said; ") as raised:
+        entries_in(tmp_path / "x.json", [row])
+    assert "is asked: --map prompt=asked, and if 'said' is the answer: --map completion=said" in str(raised.value)
+    ((entry,), refused, _) = entries_in(tmp_path / "x.json", renamed={"prompt": "asked", "completion": "said"})
+    assert not refused
+    assert entry.judgments[0].answer == DemonstrationAnswer(text="It is a test.")
+    with pytest.raises(DataError, match="no column holds texts"):
+        entries_in(tmp_path / "x.json", [{"patient": 1, "label": "2"}])

@@ -10,10 +10,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harken.feedback.exchange.entry import Entry, Reading, Refusal, make_completion, make_judgment, make_prompt, message
+from harken.feedback.exchange.entry import (
+    IMPORTED,
+    Entry,
+    Reading,
+    Refusal,
+    make_completion,
+    make_judgment,
+    make_prompt,
+    message,
+)
 from harken.feedback.exchange.facts import ANSWERS, Fact, answer_fact, facts_of
 from harken.feedback.exchange.read import Format, open_data
-from harken.feedback.exchange.write import TARGETS, Style, Target, keeps, plan, write
+from harken.feedback.exchange.write import TARGETS, Style, Target, keeps, plan, suffixes, write
 from harken.records import (
     Abstention,
     Answer,
@@ -76,7 +85,7 @@ def entries(draw: st.DrawFn, kind: str) -> Entry:
     completions = [make_completion(prompt, text, model=draw(st.sampled_from(["", "m-1"]))) for text in texts]
     judgments: list[Judgment] = []
     for name in draw(st.sampled_from([("p1",), ("p1", "p2")])):
-        judge = Judge(id=name, kind=draw(st.sampled_from(["person", "person", "model"])))
+        judge = draw(st.sampled_from([Judge(id=name, kind="person"), Judge(id=name, kind="model"), IMPORTED]))
         timing = Timing(
             submitted_at=draw(st.sampled_from([None, "2026-11-20T10:00:00+00:00"])),
             active_s=draw(st.sampled_from([None, 2.5])),
@@ -106,9 +115,11 @@ def answers(draw: st.DrawFn, kind: str, shown: list[Completion]) -> Answer:
         case "ranking":
             return RankingAnswer(ranks=dict(zip(names, draw(st.permutations([1, 2, 3])), strict=True)))
         case "rating":
-            axis = RatedAxis(value=draw(st.sampled_from([1, 2, 2.5])), low=draw(st.sampled_from([-4, 1])), high=5)
+            low, high = draw(st.sampled_from([(-4, 5), (1, 5), (1, 100)]))
+            axis = RatedAxis(value=draw(st.sampled_from([1, 2, 2.5])), low=low, high=high)
             scope: Literal["conversation"] | None = draw(st.sampled_from([None, None, "conversation"]))
-            return Rating(axes=dict.fromkeys(draw(st.sampled_from([("q",), ("q", "r & s")])), axis), scope=scope)
+            names = draw(st.sampled_from([("q",), ("score",), ("q", "r & s")]))
+            return Rating(axes=dict.fromkeys(names, axis), scope=scope)
         case "label":
             return Rating(axes={"label": RatedAxis(value=draw(st.integers(0, 1)), low=0, high=1)})
         case "steps":
@@ -193,6 +204,8 @@ FORMAT_OF: dict[str, Format] = {
     "argilla": "argilla",
     "arena": "arena",
     "helpsteer": "helpsteer",
+    "llmfao": "llmfao",
+    "prism": "prism",
     "csv": "csv",
 }
 
@@ -242,8 +255,8 @@ def check_round_trips(target: Target, kind: str, folder: Path, *, max_examples: 
     count = itertools.count()
 
     @settings(max_examples=max_examples)
-    @given(entry=entries(kind), texts=st.booleans())
-    def round_trip(entry: Entry, texts: bool) -> None:
+    @given(entry=entries(kind), texts=st.booleans(), suffix=st.sampled_from(suffixes(target)))
+    def round_trip(entry: Entry, texts: bool, suffix: str) -> None:
         style = Style(texts=texts)
         planned = plan([entry], target, style)
         kept = keeps(target)
@@ -253,7 +266,8 @@ def check_round_trips(target: Target, kind: str, folder: Path, *, max_examples: 
         if not planned.num_rows:
             assert planned.losses
             return
-        path = folder / f"{next(count)}.{'csv' if target == 'csv' else 'jsonl'}"
+        path = folder / str(next(count)) / f"data{suffix}"
+        path.parent.mkdir()
         written = write([entry], path, target, style, {})
         assert written.left_out == planned.left_out
         back = read_back(path, target)

@@ -17,6 +17,7 @@ Format = Literal[
     "helpsteer",
     "llmfao",
     "prism",
+    "instructions",
     "csv",
     "lines",
 ]

@@ -16,6 +16,7 @@ from harken.feedback.exchange.entry import (
     Row,
     as_list,
     each,
+    judged_by,
     make_completion,
     make_judgment,
     make_prompt,
@@ -123,10 +124,10 @@ def _judge(row: Row, row_number: int) -> Judge:
         return Judge(id=f"visitor-{row.get('question_id', row.get('id', row_number))}", kind="person")
     own = str(name)
     if own.startswith(_MODEL_JUDGE):
-        return Judge(id=own.removeprefix(_MODEL_JUDGE), kind="model")
+        return judged_by(own.removeprefix(_MODEL_JUDGE), "model")
     if own.startswith(_RULE_JUDGE):
-        return Judge(id=own.removeprefix(_RULE_JUDGE), kind="rule")
-    return Judge(id=own, kind="person")
+        return judged_by(own.removeprefix(_RULE_JUDGE), "rule")
+    return judged_by(own)
 
 
 def _time(value: object) -> str | None:

@@ -18,6 +18,7 @@ from harken.feedback.exchange.entry import (
     as_list,
     as_strength,
     each,
+    judged_by,
     make_completion,
     make_judgment,
     make_prompt,
@@ -149,7 +150,7 @@ class _Record:
     def entry(self, responses: Responses) -> Entry:
         judgments: list[Judgment] = []
         for user, answers in responses.items():
-            judgments += self._judgments(user, answers, Judge(id=user, kind="person"))
+            judgments += self._judgments(user, answers, judged_by(user))
         for question, item in self._suggestions().items():
             judge = Judge(id=str(item.get("agent") or "suggestion"), kind="model")
             judgments += self._judgments(judge.id, {question: item.get("value")}, judge)

@@ -20,6 +20,7 @@ from harken.records import (
     Answer,
     Comparison,
     Completion,
+    DemonstrationAnswer,
     Judge,
     Judgment,
     Message,
@@ -142,6 +143,18 @@ def make_prompt(messages: Iterable[Message], *, id: str | None = None) -> Prompt
     return Prompt(id=name, messages=own)
 
 
+def check_turns(prompt: Prompt) -> None:
+    """Refuse to write a prompt where a format knows only conversations of questions and answers.
+
+    Raises:
+        BadRow: it is not such.
+    """
+    if [one.role for one in prompt.messages] != ["user", "assistant"] * (len(prompt.messages) // 2) + ["user"]:
+        raise BadRow(
+            "a prompt that does not alternate between user and assistant and end with the user", "not supported"
+        )
+
+
 def make_completion(prompt: Prompt, text: str, *, id: str | None = None, model: str = "") -> Completion:
     """Return a completion with an id made from its content."""
     make = _completion if len(text) <= SHORT else _completion.__wrapped__
@@ -152,6 +165,11 @@ def make_completion(prompt: Prompt, text: str, *, id: str | None = None, model: 
 def _completion(prompt_id: str, text: str, id: str | None, model: str) -> Completion:
     name = id or content_id("completion", prompt_id, text, model)
     return Completion(id=name, prompt_id=prompt_id, message=Message(role="assistant", content=text), model=model)
+
+
+def judged_by(name: str, kind: Literal["person", "model", "rule"] = "person") -> Judge:
+    """Return the judge of a name that a file gives; that of `IMPORTED` stays nobody in particular."""
+    return IMPORTED if name == IMPORTED.id else Judge(id=name, kind=kind)
 
 
 def make_judgment(
@@ -200,6 +218,17 @@ def pair_entry(
     both = tuple(sorted((winner, loser), key=lambda one: one.id))
     answer = Comparison(outcome="win", winner=winner.id, strength=strength)
     return Entry(row, prompt, both, (make_judgment(row, prompt, both, answer),), split)
+
+
+def demonstration(row: int, prompt: Prompt, answer: str, split: Split | None = None) -> Entry:
+    """Return the entry of a format that has only a text to imitate, and no judges.
+
+    Raises:
+        BadRow: it is empty.
+    """
+    if not answer.strip():
+        raise BadRow("the completion is empty", "empty")
+    return Entry(row, prompt, (), (make_judgment(row, prompt, (), DemonstrationAnswer(text=answer)),), split)
 
 
 def message(role: str, text: str) -> Message:

@@ -19,6 +19,7 @@ from harken.feedback.exchange.entry import (
     as_dict,
     as_list,
     each,
+    judged_by,
     make_completion,
     make_judgment,
     make_prompt,
@@ -307,7 +308,7 @@ def _person(own: Row) -> Judge:
         by = who.get("id") if who.get("id") is not None else content_id("label-studio", who.get("email"))
     if by is None:
         return Judge(id=f"annotation-{own.get('id')}", kind="person")
-    return Judge(id=str(by), kind="person")
+    return judged_by(str(by))
 
 
 def _model(own: Row) -> Judge:

@@ -1,10 +1,11 @@
 """Label Studio's JSON export, written: a task for each order in which completions were shown, and a labeling config."""
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from harken.feedback.exchange.entry import BadRow, Entry, Row
 from harken.feedback.exchange.facts import Fact
-from harken.feedback.exchange.label_studio_config import STRENGTHS, is_stars, written_config
+from harken.feedback.exchange.label_studio_config import STRENGTHS, config_path, is_stars, written_config
 from harken.records import (
     Abstention,
     Comparison,
@@ -55,9 +56,9 @@ class Written:
             task[group].append(self._annotation(judgment, both))
         return list(tasks.values()) or [self._task(entry, entry.completions)]
 
-    def config(self) -> str:
-        """Return the labeling config of all tasks so far."""
-        return written_config(self._num_answers, self._axes, list(self._labels))
+    def beside(self, path: Path) -> dict[Path, str]:
+        """Return what lies beside the tasks: the file of their labeling config -> its content."""
+        return {config_path(path): written_config(self._num_answers, self._axes, list(self._labels))}
 
     def _task(self, entry: Entry, both: Iterable[Completion]) -> Row:
         own = {f"answer{place}": one for place, one in enumerate(both, start=1)}

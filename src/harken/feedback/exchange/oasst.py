@@ -16,7 +16,9 @@ from harken.feedback.exchange.entry import (
     Row,
     as_dict,
     as_list,
+    check_turns,
     each,
+    judged_by,
     make_completion,
     make_judgment,
     make_prompt,
@@ -141,7 +143,7 @@ def _event(place: int, event: Row, prompt: Prompt, by_id: dict[str, Completion])
         raise BadRow(f"ranking {positions} is not an order of {len(best_first)} replies")
     # ranking[k] is the position at which the k-th best reply was shown.
     was_shown = [by_id[name] for _, name in sorted(zip(positions, best_first, strict=True))]
-    judge = Judge(id=str(event.get("user_id") or f"unknown-{prompt.id}-{place}"), kind="person")
+    judge = judged_by(str(event.get("user_id") or f"unknown-{prompt.id}-{place}"))
     if event.get("not_rankable"):
         return make_judgment(place, prompt, was_shown, Comparison(outcome="both_bad"), judge=judge)
     ranks = {name: rank for rank, name in enumerate(best_first, start=1)}
@@ -179,9 +181,8 @@ def write(entry: Entry) -> list[Row]:
     Raises:
         BadRow: a judgment that no tree can hold.
     """
+    check_turns(entry.prompt)
     said = entry.prompt.messages
-    if [one.role for one in said] != ["user", "assistant"] * (len(said) // 2) + ["user"]:
-        raise BadRow("a tree alternates between user and assistant and ends with the user", "not supported")
     events = [_written_event(entry, judgment) for judgment in entry.judgments]
     replies: list[Row] = [
         {

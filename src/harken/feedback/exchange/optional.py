@@ -75,13 +75,30 @@ def _batch_rows(path: Path, metadata: Any) -> int:
 
 
 def write_parquet(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
-    """Write rows as a Parquet file, atomically, and return their number."""
+    """Write rows as a Parquet file, atomically, and return their number.
+
+    Raises:
+        DataError: rows whose values are of different types, which no column holds.
+    """
     arrow: Any = importlib.import_module("pyarrow")
     parquet: Any = importlib.import_module("pyarrow.parquet")
-    own = [dict(row) for row in rows]
-    with atomic_file(path) as file:
-        parquet.write_table(arrow.Table.from_pylist(own), file)
+    own = [_fillable(row) for row in rows]
+    try:
+        with atomic_file(path) as file:
+            parquet.write_table(arrow.Table.from_pylist(own), file)
+    except arrow.ArrowException as error:
+        raise DataError(f"{path}: no Parquet file can hold these rows: {error}; write .jsonl instead") from error
     return len(own)
+
+
+def _fillable(value: Any) -> Any:
+    """Return a value without objects that have no keys, which Parquet has no type for."""
+    if isinstance(value, list):
+        return [_fillable(inner) for inner in cast(list[Any], value)]
+    if not isinstance(value, Mapping):
+        return value
+    own = cast(Mapping[str, Any], value)
+    return {key: None if inner == {} else _fillable(inner) for key, inner in own.items()}
 
 
 def hub_rows(name: str) -> Iterator[tuple[int, Row | BadRow]]:

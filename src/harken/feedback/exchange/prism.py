@@ -1,9 +1,11 @@
 """PRISM: people talk with several models at once, rate each reply from 1 to 100 and go on with the one they choose.
 
-`conversations.jsonl` (with `conversation_history`) and `utterances.jsonl` (one reply a row, in order) are read.
+`conversations.jsonl` (with `conversation_history`) and `utterances.jsonl` (one reply a row, in order) are read, and the
+first is written.
 """
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from itertools import groupby
 
 from harken.feedback.exchange.entry import (
@@ -14,7 +16,9 @@ from harken.feedback.exchange.entry import (
     Row,
     as_dict,
     as_list,
+    check_turns,
     each,
+    judged_by,
     make_completion,
     make_judgment,
     make_prompt,
@@ -22,9 +26,11 @@ from harken.feedback.exchange.entry import (
     number,
     text,
 )
-from harken.records import Comparison, Completion, Judge, Judgment, Message, Prompt, RatedAxis, Rating
+from harken.feedback.exchange.facts import Fact
+from harken.records import Comparison, Completion, Judge, Judgment, Message, Prompt, RatedAxis, Rating, content_id
 
 CONVERSATIONS = "conversations.jsonl"
+KEEPS = frozenset({Fact.wins, Fact.many, Fact.ratings, Fact.judges, Fact.order, Fact.models})
 AXIS, LOW, HIGH = "score", 1, 100
 
 
@@ -82,8 +88,7 @@ def _conversation(row_number: int, history: list[Row], user: str) -> Iterator[En
         )
         if len({one.id for one in completions}) < len(completions):
             raise BadRow(f"turn {turn} has the same reply of the same model twice", "identical")
-        judge = Judge(id=user, kind="person")
-        judgments = _judgments((row_number, turn), prompt, completions, replies, judge)
+        judgments = _judgments((row_number, turn), prompt, completions, replies, judged_by(user))
         yield Entry(row_number, prompt, completions, tuple(judgments))
         chosen = [reply for reply in replies if reply.get("if_chosen")]
         if len(chosen) == 1:
@@ -101,3 +106,91 @@ def _judgments(
     if len(chosen) == 1 and len(completions) > 1:
         answer = Comparison(outcome="win", winner=chosen[0].id)
         yield make_judgment((key, "choice"), prompt, completions, answer, judge=judge)
+
+
+_Reply = tuple[str, str]
+"""Text and model: what makes a reply the same."""
+
+
+@dataclass
+class _Turn:
+    """What one person said of the replies to one prompt: a score for each, and the choice."""
+
+    judge: str
+    choice: tuple[_Reply, ...] = ()
+    """The replies in the order in which they were shown, where one was chosen."""
+    chosen: _Reply | None = None
+    scores: dict[_Reply, float] = field(default_factory=dict[_Reply, float])
+
+    def takes(self, judge: str, replies: tuple[_Reply, ...], chosen: _Reply | None) -> bool:
+        """Say whether a choice, or without `chosen` a rating, belongs to this turn."""
+        if judge != self.judge:
+            return False
+        if chosen is not None:
+            return self.chosen is None and set(self.scores) <= set(replies)
+        return replies[0] not in self.scores and (self.chosen is None or replies[0] in self.choice)
+
+    def history(self, turn: int) -> list[Row]:
+        """Return the replies as rows of a conversation."""
+        return [
+            {**_said("model", said, turn), "model_name": model, "score": self.scores.get((said, model))}
+            | {"if_chosen": (said, model) == self.chosen, "within_turn_id": place}
+            for place, (said, model) in enumerate(self.choice or self.scores)
+        ]
+
+
+def write(entry: Entry) -> list[Row]:
+    """Return the conversations of a prompt: one for each judge, with the scores of the replies and the choice.
+
+    Raises:
+        BadRow: a prompt that is no conversation, or an answer that none can hold.
+    """
+    by_id = {one.id: (one.message.content, one.model) for one in entry.completions}
+    turns: list[_Turn] = []
+    for judgment in entry.judgments:
+        answer, replies = judgment.answer, tuple(by_id[name] for name in judgment.shown)
+        score = _score(answer, replies) if isinstance(answer, Rating) else None
+        chosen = by_id[answer.winner] if isinstance(answer, Comparison) and answer.winner is not None else None
+        if score is None and chosen is None:
+            continue
+        if chosen is not None and not 1 < len(replies) == len(set(replies)):
+            raise BadRow("a choice of one reply, or between equal ones", "not supported")
+        # A person rates the replies among which they choose; a second choice or rating is another conversation.
+        name = judgment.judge.id
+        turn = next((one for one in turns if one.takes(name, replies, chosen)), None)
+        if turn is None:
+            turns.append(turn := _Turn(name))
+        if chosen is not None:
+            turn.choice, turn.chosen = replies, chosen
+        elif score is not None:
+            turn.scores[replies[0]] = score
+    if turns:
+        check_turns(entry.prompt)
+    return [_conversation_row(entry.prompt, turn, number) for number, turn in enumerate(turns)]
+
+
+def _score(answer: Rating, replies: tuple[_Reply, ...]) -> float:
+    axis = answer.axes.get(AXIS)
+    if axis is None or len(answer.axes) > 1 or (axis.low, axis.high) != (LOW, HIGH) or len(replies) != 1:
+        raise BadRow(f"a rating that is not one reply's {AXIS!r} from {LOW} to {HIGH}", "not supported")
+    return axis.value
+
+
+def _said(role: str, content: str, turn: int) -> Row:
+    return {"turn": turn, "role": role, "content": content}
+
+
+def _conversation_row(prompt: Prompt, turn: _Turn, number: int) -> Row:
+    *before, question = prompt.messages
+    history: list[Row] = []
+    for place, one in enumerate(before):
+        own = _said("user" if one.role == "user" else "model", one.content, place // 2)
+        history.append(own if one.role == "user" else own | {"model_name": "", "score": None, "if_chosen": True})
+    last = len(before) // 2
+    return {
+        "conversation_id": content_id("prism", prompt.id, turn.judge, number),
+        "user_id": turn.judge,
+        "opening_prompt": prompt.messages[0].content,
+        "conversation_turns": last + 1,
+        "conversation_history": [*history, _said("user", question.content, last), *turn.history(last)],
+    }

@@ -1,11 +1,11 @@
 """Any file of feedback or training data -> entries: finds out which format it is, or takes the one that is named."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import assert_never, get_args
+from typing import get_args
 
 from harken.artifacts import artifact_digest, bounded_lines
 from harken.config.collect import Format
@@ -15,6 +15,7 @@ from harken.feedback.exchange import (
     argilla,
     helpsteer,
     hh_rlhf,
+    instructions,
     label_studio,
     llmfao,
     oasst,
@@ -83,15 +84,30 @@ def open_data(reading: Reading, format: Format | None = None) -> Data:
         raise DataError(f"{path}: the first {len(first)} rows cannot be read: {first[0]}")
     found: Format | None = format or next((name for name in map(sniff, good) if name is not None), None)
     if found is None:
-        keys = ", ".join(sorted(good[0])[:12])
-        raise DataError(
-            f"{path}: no known format: its first row has {keys}; name columns with --map, as in --map prompt=question, "
-            f"or the format: {', '.join(FORMATS)}"
-        )
+        raise _unknown(path, good)
     unused = {"--labeling-config": reading.labeling_config is not None, "--buckets": bool(reading.buckets)}
     if found != "label-studio" and any(unused.values()):
         raise UsageError(f"{' '.join(name for name, is_given in unused.items() if is_given)}: only for label-studio")
     return Data(found, reading)
+
+
+def _unknown(path: Path, rows: Sequence[Row]) -> DataError:
+    """Return what to say of a file of no known format: which option reads it, by the columns that hold longer texts."""
+    counts = {key: sum(len(str(row.get(key)).split()) for row in rows) for key in rows[0]}
+    texts = [
+        key for key in rows[0] if counts[key] > 2 * len(rows) and all(isinstance(row.get(key), str) for row in rows)
+    ]
+    advice = "no column holds texts, so there is nothing that a model could be asked"
+    if texts:
+        asked = texts[0]
+        advice = f"if {asked!r} is what a model is asked: --map prompt={asked}"
+        if texts[1:]:
+            advice += f", and if {texts[1]!r} is the answer: --map completion={texts[1]}"
+    keys = ", ".join(sorted(rows[0])[:12])
+    return DataError(
+        f"{path}: no known format: its first row has {keys}; {advice}; or name the format with --format: "
+        f"{', '.join(FORMATS)}"
+    )
 
 
 def sniff(row: Row) -> Format | None:
@@ -106,10 +122,11 @@ def sniff(row: Row) -> Format | None:
         (any(".response" in key for key in keys), "argilla"),
         (bool(keys & {"conversation_a", "winner_model_a"}), "arena"),
         ({"response1", "response2"} <= keys or {"response", "helpfulness"} <= keys, "helpsteer"),
-        ({"model_x", "model_y", "worker"} <= keys, "llmfao"),
+        ({"model_x", "model_y"} <= keys or {"text", "slug"} <= keys, "llmfao"),
         ("conversation_history" in keys or {"user_prompt", "model_response"} <= keys, "prism"),
         ("transcript" in keys and "rating" in keys, "hh-rlhf"),
         (_is_transcript(row.get("chosen")) and _is_transcript(row.get("rejected")) and "prompt" not in keys, "hh-rlhf"),
+        (instructions.is_such(row), "instructions"),
         ({"prompt", "winner"} <= keys or {"prompt", "rating"} <= keys, "csv"),
         (bool(keys & {"prompt", "chosen", "messages", "text"}), "trl"),
     )
@@ -120,33 +137,27 @@ def _is_transcript(value: object) -> bool:
     return isinstance(value, str) and value.startswith("\n\nHuman:")
 
 
-def read_as(format: Format, rows: Iterable[tuple[int, Row | BadRow]], reading: Reading) -> Iterator[Entry | Refusal]:
+_Rows = Iterable[tuple[int, Row | BadRow]]
+_READERS: Mapping[Format, Callable[[_Rows, Reading], Iterator[Entry | Refusal]]] = {
+    "harken": lambda rows, reading: own.read(rows),
+    "hh-rlhf": lambda rows, reading: hh_rlhf.read(rows),
+    "trl": trl.read,
+    "lines": trl.read,
+    "oasst": oasst.read,
+    "label-studio": label_studio.read,
+    "argilla": argilla.read,
+    "arena": lambda rows, reading: arena.read(rows),
+    "helpsteer": helpsteer.read,
+    "instructions": instructions.read,
+    "llmfao": llmfao.read,
+    "prism": prism.read,
+    "csv": table.read,
+}
+
+
+def read_as(format: Format, rows: _Rows, reading: Reading) -> Iterator[Entry | Refusal]:
     """Yield the entries of rows in one format."""
-    match format:
-        case "harken":
-            return own.read(rows)
-        case "hh-rlhf":
-            return hh_rlhf.read(rows)
-        case "trl" | "lines":
-            return trl.read(rows, reading)
-        case "oasst":
-            return oasst.read(rows, reading)
-        case "label-studio":
-            return label_studio.read(rows, reading)
-        case "argilla":
-            return argilla.read(rows, reading)
-        case "arena":
-            return arena.read(rows)
-        case "helpsteer":
-            return helpsteer.read(rows, reading)
-        case "llmfao":
-            return llmfao.read(rows, reading)
-        case "prism":
-            return prism.read(rows, reading)
-        case "csv":
-            return table.read(rows, reading)
-        case _:
-            assert_never(format)
+    return _READERS[format](rows, reading)
 
 
 def _renamed(rows: Iterable[tuple[int, Row | BadRow]], reading: Reading) -> Iterator[tuple[int, Row | BadRow]]:

@@ -181,7 +181,7 @@ def _timing(row: Row) -> Timing:
 
 
 def write(entry: Entry) -> list[Row]:
-    """Return one row a judgment, with all of `COLUMNS`, no cell a formula.
+    """Return one row a judgment, with all of `COLUMNS`.
 
     Raises:
         BadRow: an answer that a row cannot hold.
@@ -198,7 +198,7 @@ def write(entry: Entry) -> list[Row]:
     ]
     if not entry.judgments and not entry.completions:
         rows = [{**dict.fromkeys(COLUMNS, ""), "prompt": prompt}]
-    return [{key: safe_cell(value) for key, value in row.items()} for row in rows]
+    return rows
 
 
 def _cells(judgment: Judgment, by_id: dict[str, Completion]) -> Row:

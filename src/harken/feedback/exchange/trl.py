@@ -20,6 +20,7 @@ from harken.feedback.exchange.entry import (
     Row,
     as_list,
     as_strength,
+    demonstration,
     each,
     make_completion,
     make_judgment,
@@ -33,7 +34,6 @@ from harken.feedback.exchange.entry import (
 from harken.feedback.exchange.facts import Fact
 from harken.records import (
     Comparison,
-    DemonstrationAnswer,
     ErrorSpan,
     Message,
     Prompt,
@@ -91,12 +91,12 @@ def _entry(row_number: int, row: Row, reading: Reading) -> Entry:
         judgment = make_judgment(row_number, prompt, (completion,), rating)
         return Entry(row_number, prompt, (completion,), (judgment,), split)
     if "completion" in row:
-        return _demonstration(row_number, _prompt(row), _answer(row["completion"], "completion"), split)
+        return demonstration(row_number, _prompt(row), _answer(row["completion"], "completion"), split)
     if "messages" in row:
         said = messages(row["messages"], "messages")
         if said[-1].role != "assistant" or len(said) < 2:
             raise BadRow("messages do not end with an answer by the assistant to something", "incomplete")
-        return _demonstration(row_number, make_prompt(said[:-1]), said[-1].content, split)
+        return demonstration(row_number, make_prompt(said[:-1]), said[-1].content, split)
     if "text" in row:
         return _plain_text(row_number, text(row, "text"), split, reading)
     return Entry(row_number, _prompt(row), split=split)
@@ -150,7 +150,15 @@ def _sides(row: Row) -> tuple[Prompt, str, str]:
     if isinstance(chosen, str) and isinstance(rejected, str):
         if row.get("prompt") is not None:
             return _prompt(row), chosen, rejected
-        return _common_beginning(chosen, rejected)
+        try:
+            return _common_beginning(chosen, rejected)
+        except BadRow as problem:
+            others = [key for key in row if key not in _KNOWN and isinstance(row[key], str)]
+            if problem.cause != "prompts differ" or not others:
+                raise
+            raise BadRow(
+                f"{problem}; where a column holds the prompt, name it: --map prompt={others[-1]}", "prompts differ"
+            ) from problem
     one, other = messages(chosen, "chosen"), messages(rejected, "rejected")
     if row.get("prompt") is not None and len(one) == len(other) == 1:
         return _prompt(row), _answer(chosen, "chosen"), _answer(rejected, "rejected")
@@ -176,20 +184,13 @@ def _common_beginning(chosen: str, rejected: str) -> tuple[Prompt, str, str]:
     return prompt, chosen[len(begin) :], rejected[len(begin) :]
 
 
-def _demonstration(row_number: int, prompt: Prompt, answer: str, split: Split | None) -> Entry:
-    if not answer.strip():
-        raise BadRow("the completion is empty", "empty")
-    judgment = make_judgment(row_number, prompt, (), DemonstrationAnswer(text=answer))
-    return Entry(row_number, prompt, (), (judgment,), split)
-
-
 def _plain_text(row_number: int, whole: str, split: Split | None, reading: Reading) -> Entry:
     begin, space, rest = whole.partition(" ")
     if not begin.strip() or not rest.strip():
         raise BadRow("the text has no two words; its first is taken as the prompt", "incomplete")
     reading.note("texts have no prompt: their first word is taken as one")
     prompt = make_prompt([Message(role="assistant", content=begin + space)])
-    return _demonstration(row_number, prompt, rest, split)
+    return demonstration(row_number, prompt, rest, split)
 
 
 def _steps(row_number: int, row: Row) -> Entry:

@@ -4,25 +4,35 @@
 where a format has one row for them.
 """
 
+import contextlib
 import csv
 import io
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
-from harken.artifacts import Manifest, atomic_file, manifest_path, sha256_file, write_records, write_text
-from harken.feedback.exchange import arena, argilla, helpsteer, hh_rlhf, oasst, table, trl
+from harken.artifacts import Manifest, atomic_file, manifest_path, sha256_file, write_text
+from harken.errors import DataError, UsageError
+from harken.feedback.exchange import (
+    arena,
+    argilla,
+    helpsteer,
+    hh_rlhf,
+    label_studio_write,
+    llmfao,
+    oasst,
+    prism,
+    table,
+    trl,
+)
 from harken.feedback.exchange.derive import demonstrations_of, pairs_of
 from harken.feedback.exchange.entry import BadRow, Entry, Row
 from harken.feedback.exchange.facts import ANSWERS, Fact, answer_fact, facts_of
-from harken.feedback.exchange.label_studio_config import config_path
-from harken.feedback.exchange.label_studio_write import KEEPS as LABEL_STUDIO_KEEPS
-from harken.feedback.exchange.label_studio_write import Written
 from harken.feedback.exchange.optional import write_parquet
-from harken.records import Completion, Demonstration, Judgment, PreferencePair, Prompt
+from harken.records import Completion, Judgment, Record
 
 Target = Literal[
     "hh-rlhf",
@@ -40,6 +50,8 @@ Target = Literal[
     "argilla",
     "arena",
     "helpsteer",
+    "llmfao",
+    "prism",
     "csv",
     "harken-pairs",
     "harken-demonstrations",
@@ -60,23 +72,30 @@ _FORMS: Mapping[Target, trl.Form] = {
     "trl-implicit": "implicit",
     "trl-unpaired": "unpaired",
     "trl-prompts": "prompts",
-    "harken-prompts": "prompts",
     "trl-completions": "completions",
-    "harken-demonstrations": "completions",
     "trl-messages": "messages",
     "trl-text": "text",
     "trl-steps": "steps",
 }
 """Formats that are TRL's, or hold the same -> its form."""
+_OWN: frozenset[Target] = frozenset({"harken-pairs", "harken-demonstrations", "harken-prompts"})
+_TABLES: Mapping[Target, Sequence[str]] = {"csv": table.COLUMNS, "llmfao": llmfao.COLUMNS}
+"""Formats that are tables -> their columns."""
+_GROUPED: frozenset[Target] = frozenset({"oasst", "label-studio", "argilla", "helpsteer", "prism"})
+"""Formats of which one row holds several judgments."""
 _KEEPS: Mapping[Target, frozenset[Fact]] = {
     **{target: trl.KEEPS[form] for target, form in _FORMS.items()},
     "harken-pairs": trl.KEEPS["preference"] | {Fact.splits, Fact.soft},
+    "harken-demonstrations": trl.KEEPS["completions"],
+    "harken-prompts": trl.KEEPS["prompts"],
     "hh-rlhf": hh_rlhf.KEEPS,
     "oasst": oasst.KEEPS,
-    "label-studio": LABEL_STUDIO_KEEPS,
+    "label-studio": label_studio_write.KEEPS,
     "argilla": argilla.KEEPS,
     "arena": arena.KEEPS,
     "helpsteer": helpsteer.KEEPS,
+    "llmfao": llmfao.KEEPS,
+    "prism": prism.KEEPS,
     "csv": table.KEEPS,
 }
 
@@ -115,7 +134,7 @@ def plan(entries: Iterable[Entry], target: Target, style: Style) -> Plan:
         lost.update(facts_of(entry) - kept)
     for fact, count in sorted(lost.items()):
         found.losses.append(_loss(fact, count, target, style))
-    for row in _rows(entries, target, style, found.left_out):
+    for row in _rows(entries, target, style, found.left_out, _writer(target)):
         del row
         found.num_rows += 1
     found.losses += [f"{count} judgments cannot be written: {why}" for why, count in found.left_out.items()]
@@ -139,83 +158,118 @@ def _loss(fact: Fact, count: int, target: Target, style: Style) -> str:
 
 
 def write(entries: Iterable[Entry], path: Path, target: Target, style: Style, info: Mapping[str, Any]) -> Plan:
-    """Write a file with its manifest; what was left out is in the returned plan."""
+    """Write a file with its manifest; what was left out is in the returned plan.
+
+    Raises:
+        UsageError: a name that says another kind of file.
+        DataError: another export's file is in the way.
+    """
+    check_name(path, target)
     found = Plan()
-    if target in ("harken-pairs", "harken-demonstrations", "harken-prompts"):
-        records = list(_own_records(entries, target))
-        found.num_rows = len(records)
-        write_records(path, records, kind=target.removeprefix("harken-"), info=info)
-        return found
-    written = Written()
-    rows = _rows(entries, target, style, found.left_out, written)
-    if path.suffix == ".parquet":
-        found.num_rows = write_parquet(path, rows)
-    else:
-        found.num_rows = _write_text(path, rows, target)
-    files = {path.name: sha256_file(path)}
-    if target == "label-studio":
-        write_text(config_path(path), written.config())
-        files[config_path(path).name] = sha256_file(config_path(path))
-    manifest = Manifest(kind=target, files=files, num_records=found.num_rows, info=dict(info))
+    writer = _writer(target)
+    rows = _rows(entries, target, style, found.left_out, writer)
+    match path.suffix:
+        case ".parquet":
+            found.num_rows = write_parquet(path, rows)
+        case ".csv":
+            found.num_rows = _write_table(path, rows, _TABLES[target])
+        case _:
+            found.num_rows = _write_json(path, rows)
+    for other, content in (writer.beside(path) if writer else {}).items():
+        write_text(other, content)
+    files = {one.name: sha256_file(one) for one in (path, *(writer.beside(path) if writer else ()))}
+    manifest = Manifest(kind=target.removeprefix("harken-"), files=files, num_records=found.num_rows, info=dict(info))
     write_text(manifest_path(path), manifest.model_dump_json(indent=2) + "\n")
     return found
 
 
-def _write_text(path: Path, rows: Iterable[Row], target: Target) -> int:
-    count = 0
+def suffixes(target: Target) -> tuple[str, ...]:
+    """Return how names of files of a format may end; `.json` is one list, `.jsonl` has a row a line."""
+    if target in _TABLES:
+        return (".csv", ".parquet")
+    # Label Studio reads lists, and has texts and lists of them in one place, which no column of Parquet holds.
+    return (".json",) if target == "label-studio" else (".jsonl", ".json", ".parquet")
+
+
+def check_name(path: Path, target: Target) -> None:
+    """Find out before the work whether a file can be written under a name, so that it is read again as what it is.
+
+    Raises:
+        UsageError: the name says another kind of file.
+        DataError: another export's file is in the way.
+    """
+    if path.suffix not in suffixes(target):
+        raise UsageError(f"--out {path}: {target} is written as {' or '.join(suffixes(target))}; give such a name")
+    texts = path.with_name(llmfao.TEXTS)
+    if target == "llmfao" and texts.exists() and not manifest_path(path).exists():
+        raise DataError(f"{texts}: is there already, and the texts of {path.name} need its name; choose another folder")
+
+
+@contextlib.contextmanager
+def _text_file(path: Path) -> Generator[io.TextIOWrapper]:
     with atomic_file(path) as file:
         text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
-        if target == "csv":
-            cells = csv.DictWriter(text, table.COLUMNS)
-            cells.writeheader()
-            for row in rows:
-                cells.writerow(row)
-                count += 1
-        else:
-            # Label Studio reads a list, all others read lines; both are read as lines here.
-            is_list = target == "label-studio"
-            text.write("[" if is_list else "")
-            for row in rows:
-                text.write(",\n" if is_list and count else "")
-                text.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + ("" if is_list else "\n"))
-                count += 1
-            text.write("]\n" if is_list else "")
+        yield text
         text.detach()
+
+
+def _write_table(path: Path, rows: Iterable[Row], columns: Sequence[str]) -> int:
+    count = 0
+    with _text_file(path) as text:
+        cells = csv.DictWriter(text, columns)
+        cells.writeheader()
+        for row in rows:
+            cells.writerow({key: table.safe_cell(value) for key, value in row.items()})
+            count += 1
     return count
 
 
-def _own_records(entries: Iterable[Entry], target: Target) -> Iterator[PreferencePair | Demonstration | Prompt]:
-    seen: set[str] = set()
-    for entry in entries:
-        match target:
-            case "harken-pairs":
-                yield from pairs_of(entry)
-            case "harken-demonstrations":
-                yield from demonstrations_of(entry)
-            case _:
-                if entry.prompt.id not in seen:
-                    seen.add(entry.prompt.id)
-                    yield entry.prompt
+def _write_json(path: Path, rows: Iterable[Row]) -> int:
+    count = 0
+    is_list = path.suffix == ".json"
+    with _text_file(path) as text:
+        text.write("[" if is_list else "")
+        for row in rows:
+            text.write(",\n" if is_list and count else "")
+            text.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + ("" if is_list else "\n"))
+            count += 1
+        text.write("]\n" if is_list else "")
+    return count
+
+
+class _Writer(Protocol):
+    """A format whose rows depend on those before them, or that needs other files beside."""
+
+    def rows(self, entry: Entry) -> list[Row]: ...
+
+    def beside(self, path: Path) -> dict[Path, str]: ...
+
+
+def _writer(target: Target) -> _Writer | None:
+    match target:
+        case "label-studio":
+            return label_studio_write.Written()
+        case "llmfao":
+            return llmfao.Written()
+        case _:
+            return None
 
 
 def _rows(
-    entries: Iterable[Entry], target: Target, style: Style, left_out: Counter[str], written: Written | None = None
+    entries: Iterable[Entry], target: Target, style: Style, left_out: Counter[str], writer: _Writer | None
 ) -> Iterator[Row]:
     """Yield the rows of a format; judgments that cannot be written are counted by reason."""
-    own = written or Written()
-    kept = keeps(target)
-    is_by_row = target not in ("oasst", "label-studio", "argilla", "helpsteer")
     seen: set[str] = set()
-    for entry in entries if is_by_row else grouped(entries):
+    for entry in _parts(entries, target, left_out):
         if target in ("trl-prompts", "harken-prompts"):
             if entry.prompt.id in seen:
                 continue
             seen.add(entry.prompt.id)
-        for one in _single(entry) if is_by_row else [_writable(entry, target, kept, left_out)]:
+        for one in [entry] if target in _GROUPED | _OWN else _single(entry):
             try:
-                rows = _row(one, target, style, own)
+                rows = _row(one, target, style, writer)
                 if style.ties == "both-ways" and target in MAKES_PAIRS:
-                    rows += [row for tie in _tied(one) for row in _row(tie, target, style, own)]
+                    rows += [row for tie in _tied(one) for row in _row(tie, target, style, writer)]
             except BadRow as problem:
                 left_out[str(problem)] += 1
             else:
@@ -233,15 +287,25 @@ def _single(entry: Entry) -> Iterator[Entry]:
         yield Entry(entry.row, entry.prompt, shown, (judgment,), entry.split, entry.pair)
 
 
-def _writable(entry: Entry, target: Target, kept: frozenset[Fact], left_out: Counter[str]) -> Entry:
+def _parts(entries: Iterable[Entry], target: Target, left_out: Counter[str]) -> Iterator[Entry]:
+    """Yield the entries, joined where a format has one row for several judgments."""
+    if target not in _GROUPED:
+        yield from entries
+        return
+    for entry in grouped(entries, by_prompt=target == "prism"):
+        yield _writable(entry, target, left_out)
+
+
+def _writable(entry: Entry, target: Target, left_out: Counter[str]) -> Entry:
     """Return the entry with only the judgments that a format with one row for several can hold."""
+    kept = keeps(target)
     good: list[Judgment] = []
     for judgment in entry.judgments:
         if not answer_fact(judgment) <= kept:
             continue
         alone = Entry(entry.row, entry.prompt, entry.completions, (judgment,))
         try:
-            _row(alone, target, Style(), Written())
+            _row(alone, target, Style(), _writer(target))
         except BadRow as problem:
             left_out[str(problem)] += 1
         else:
@@ -259,36 +323,47 @@ def _tied(entry: Entry) -> Iterator[Entry]:
                 yield Entry(entry.row, entry.prompt, entry.completions, (judgment.model_copy(update={"answer": won}),))
 
 
-def _row(entry: Entry, target: Target, style: Style, own: Written) -> list[Row]:
+def _row(entry: Entry, target: Target, style: Style, writer: _Writer | None) -> list[Row]:
+    if writer is not None:
+        return writer.rows(entry)
     match target:
         case "hh-rlhf":
             return hh_rlhf.write(entry)
         case "oasst":
             return oasst.write(entry)
-        case "label-studio":
-            return own.rows(entry)
         case "argilla":
             return argilla.write(entry)
         case "arena":
             return arena.write(entry)
         case "helpsteer":
             return helpsteer.write(entry)
+        case "prism":
+            return prism.write(entry)
         case "csv":
             return table.write(entry)
         case "harken-pairs":
-            return [{} for _ in pairs_of(entry)]
+            return [_record(pair) for pair in pairs_of(entry)]
+        case "harken-demonstrations":
+            return [_record(item) for item in demonstrations_of(entry)]
+        case "harken-prompts":
+            return [_record(entry.prompt)]
         case _:
             return trl.write(entry, _FORMS[target], texts=style.texts)
 
 
-def grouped(entries: Iterable[Entry]) -> Iterator[Entry]:
-    """Join the judgments of the same completions of a prompt, in the order of their first."""
+def _record(record: Record) -> Row:
+    return record.model_dump(mode="json", exclude_none=True)
+
+
+def grouped(entries: Iterable[Entry], *, by_prompt: bool = False) -> Iterator[Entry]:
+    """Join the judgments of a prompt, or else of the same completions of it, in the order of their first."""
     found: dict[tuple[str, frozenset[str]], tuple[Entry, dict[str, Completion], list[Judgment]]] = {}
     for entry in entries:
         for judgment in entry.judgments or (None,):
             names = frozenset(judgment.shown if judgment else (one.id for one in entry.completions))
-            own = {one.id: one for one in entry.completions if one.id in names}
-            _, _, judgments = found.setdefault((entry.prompt.id, names), (entry, own, []))
+            key = (entry.prompt.id, frozenset[str]() if by_prompt else names)
+            _, own, judgments = found.setdefault(key, (entry, {}, []))
+            own |= {one.id: one for one in entry.completions if one.id in names}
             if judgment:
                 judgments.append(judgment)
     for entry, own, judgments in found.values():
