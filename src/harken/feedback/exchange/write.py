@@ -4,17 +4,13 @@
 where a format has one row for them.
 """
 
-import contextlib
-import csv
-import io
-import json
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
-from harken.artifacts import Manifest, atomic_file, manifest_path, sha256_file, write_text
+from harken.artifacts import Manifest, manifest_path, sha256_file, write_text
 from harken.errors import DataError, UsageError
 from harken.feedback.exchange import (
     arena,
@@ -31,7 +27,7 @@ from harken.feedback.exchange import (
 from harken.feedback.exchange.derive import demonstrations_of, pairs_of
 from harken.feedback.exchange.entry import BadRow, Entry, Row
 from harken.feedback.exchange.facts import ANSWERS, Fact, answer_fact, facts_of
-from harken.feedback.exchange.optional import write_parquet
+from harken.feedback.exchange.files import write_rows
 from harken.records import Completion, Judgment, Record
 
 Target = Literal[
@@ -78,6 +74,7 @@ _FORMS: Mapping[Target, trl.Form] = {
     "trl-steps": "steps",
 }
 """Formats that are TRL's, or hold the same -> its form."""
+_MARGINS: frozenset[Target] = frozenset({"trl-preference", "trl-implicit", "openrlhf"})
 _OWN: frozenset[Target] = frozenset({"harken-pairs", "harken-demonstrations", "harken-prompts"})
 _TABLES: Mapping[Target, Sequence[str]] = {"csv": table.COLUMNS, "llmfao": llmfao.COLUMNS}
 """Formats that are tables -> their columns."""
@@ -134,10 +131,36 @@ def plan(entries: Iterable[Entry], target: Target, style: Style) -> Plan:
         lost.update(facts_of(entry) - kept)
     for fact, count in sorted(lost.items()):
         found.losses.append(_loss(fact, count, target, style))
-    for row in _rows(entries, target, style, found.left_out, _writer(target)):
-        del row
-        found.num_rows += 1
+    margins = _margins(_rows(entries, target, style, found.left_out, _writer(target)))
+    found.num_rows = margins.num_with + margins.num_without
+    if target in _MARGINS and margins.is_partial:
+        found.losses.append(
+            f"{Fact.strengths.value} ({margins.num_with}) is not kept: {margins.num_without} pairs do not say it, and "
+            "trainers need a margin in all rows or in none"
+        )
     found.losses += [f"{count} judgments cannot be written: {why}" for why, count in found.left_out.items()]
+    return found
+
+
+@dataclass
+class _Margins:
+    """How many rows say a margin. TRL's trainer for reward models stops at a row that lacks what others have."""
+
+    num_with: int = 0
+    num_without: int = 0
+
+    @property
+    def is_partial(self) -> bool:
+        return self.num_with > 0 and self.num_without > 0
+
+
+def _margins(rows: Iterable[Row]) -> _Margins:
+    found = _Margins()
+    for row in rows:
+        if "margin" in row:
+            found.num_with += 1
+        else:
+            found.num_without += 1
     return found
 
 
@@ -168,13 +191,9 @@ def write(entries: Iterable[Entry], path: Path, target: Target, style: Style, in
     found = Plan()
     writer = _writer(target)
     rows = _rows(entries, target, style, found.left_out, writer)
-    match path.suffix:
-        case ".parquet":
-            found.num_rows = write_parquet(path, rows)
-        case ".csv":
-            found.num_rows = _write_table(path, rows, _TABLES[target])
-        case _:
-            found.num_rows = _write_json(path, rows)
+    if target in _MARGINS and _margins(_rows(entries, target, style, Counter(), None)).is_partial:
+        rows = ({key: value for key, value in row.items() if key != "margin"} for row in rows)
+    found.num_rows = write_rows(path, rows, _TABLES.get(target, ()))
     for other, content in (writer.beside(path) if writer else {}).items():
         write_text(other, content)
     files = {one.name: sha256_file(one) for one in (path, *(writer.beside(path) if writer else ()))}
@@ -203,38 +222,6 @@ def check_name(path: Path, target: Target) -> None:
     texts = path.with_name(llmfao.TEXTS)
     if target == "llmfao" and texts.exists() and not manifest_path(path).exists():
         raise DataError(f"{texts}: is there already, and the texts of {path.name} need its name; choose another folder")
-
-
-@contextlib.contextmanager
-def _text_file(path: Path) -> Generator[io.TextIOWrapper]:
-    with atomic_file(path) as file:
-        text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
-        yield text
-        text.detach()
-
-
-def _write_table(path: Path, rows: Iterable[Row], columns: Sequence[str]) -> int:
-    count = 0
-    with _text_file(path) as text:
-        cells = csv.DictWriter(text, columns)
-        cells.writeheader()
-        for row in rows:
-            cells.writerow({key: table.safe_cell(value) for key, value in row.items()})
-            count += 1
-    return count
-
-
-def _write_json(path: Path, rows: Iterable[Row]) -> int:
-    count = 0
-    is_list = path.suffix == ".json"
-    with _text_file(path) as text:
-        text.write("[" if is_list else "")
-        for row in rows:
-            text.write(",\n" if is_list and count else "")
-            text.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + ("" if is_list else "\n"))
-            count += 1
-        text.write("]\n" if is_list else "")
-    return count
 
 
 class _Writer(Protocol):
