@@ -187,12 +187,12 @@ def _export_format(
 ) -> None:
     from harken.artifacts import artifact_digest
     from harken.feedback.exchange.own import entries_of
-    from harken.feedback.exchange.write import MAKES_PAIRS
+    from harken.feedback.exchange.write import MIXES_JUDGES
 
     judgments = list(opened.judgments())
     by_people = [judgment for judgment in judgments if not judgment.judge.is_machine]
-    # These do not say who judged: models and people would be mixed for good.
-    if format in {*MAKES_PAIRS, "trl-unpaired"} and 0 < len(by_people) < len(judgments):
+    # Models and people would be mixed for good.
+    if format in MIXES_JUDGES and 0 < len(by_people) < len(judgments):
         reporter().say(
             f"note: left out: {len(judgments) - len(by_people)} judgments by models, as people have judged too"
         )

@@ -104,7 +104,8 @@ def _model_render(model: str) -> "Render":
 
 
 def _show_checked(data: "Data", found: "Checked", render: "Render") -> None:
-    from harken.feedback.exchange.check import example, share
+    from harken.estimates import share
+    from harken.feedback.exchange.check import example
     from harken.feedback.exchange.importing import rows
 
     lines = [["file", str(data.reading.path)], ["format", data.format]]

@@ -235,6 +235,13 @@ def wilson(successes: float, n: int, *, level: float = 0.95) -> Estimate:
     return Estimate(share, min(max(0.0, center - half), share), max(min(1.0, center + half), share))
 
 
+def share(successes: float, n: int) -> dict[str, float | int | None]:
+    """Return a share with Wilson's interval at 95 % and n, as JSON holds it; None where n is 0."""
+    if n == 0:
+        return {"value": None, "low": None, "high": None, "n": 0}
+    return {**wilson(successes, n).as_dict(), "n": n}
+
+
 def _wins(a_by_prompt: Groups, b_by_prompt: Groups) -> NDArray[np.float64]:
     """Return (P,), the share of a's completions of each prompt that win, ties half."""
     if len(a_by_prompt) != len(b_by_prompt):

@@ -9,8 +9,9 @@ from statsmodels.stats import inter_rater
 from statsmodels.stats.multitest import multipletests
 
 from harken.errors import DataError
+from harken.estimates import share
 from harken.preferences.agreement import cohen_kappa, fleiss_kappa
-from harken.preferences.bias import benjamini_hochberg, length_bias, position_bias, share, sides_are_fair
+from harken.preferences.bias import benjamini_hochberg, length_bias, position_bias, sides_are_fair
 from harken.preferences.judges import agreement_by_group, gold_votes, judge_table, meetings, shrunken
 from harken.preferences.numeric import binomial_p
 from harken.preferences.probes import Probe, probe_report

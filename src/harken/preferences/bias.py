@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from harken.estimates import wilson
+from harken.estimates import share
 from harken.preferences.bradley_terry import Coefficient, PairVotes, fit_scores
 from harken.preferences.covariance import UndeterminedError
 from harken.preferences.numeric import Floats, Ints, binomial_p, chi_square_p, normal_p
@@ -23,13 +23,6 @@ LENGTH_STRATA = (0.1, 0.3)
 """Bounds of the relative differences of length that are told apart."""
 _MIN_EXPECTED = 5
 """Votes of each side expected in a cell of the chi-square test, below which it is left out."""
-
-
-def share(successes: float, n: int) -> dict[str, float | int | None]:
-    """Return a share with Wilson's interval for JSON; None where n is 0."""
-    if n == 0:
-        return {"value": None, "low": None, "high": None, "n": 0}
-    return {**wilson(successes, n).as_dict(), "n": n}
 
 
 def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harken.errors import DataError
-from harken.preferences.bias import benjamini_hochberg, share
+from harken.estimates import share
+from harken.preferences.bias import benjamini_hochberg
 from harken.preferences.numeric import Floats, Ints, beta_interval, binomial_p, count, rows
 from harken.preferences.votes import Votes, read_votes
 from harken.records import Comparison, Judge, Judgment, RankingAnswer, content_id

@@ -7,7 +7,7 @@ import numpy as np
 from pydantic import Field
 
 from harken.errors import DataError
-from harken.preferences.bias import share
+from harken.estimates import share
 from harken.preferences.numeric import binomial_p
 from harken.preferences.votes import Votes
 from harken.records import Record

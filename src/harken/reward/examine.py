@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import expit
 
-from harken.estimates import wilson
+from harken.estimates import share
 from harken.lm.batch import Tokens
 from harken.records import PreferencePair
 from harken.reward.model import RewardModel
@@ -55,20 +55,17 @@ def summarize(margins: Array, pairs: Sequence[PreferencePair]) -> dict[str, Any]
         one_or_more = differences >= 1
     return {
         "num_pairs": len(pairs),
-        "accuracy": accuracy(right),
-        "accuracy_difference_1_or_more": accuracy(right[one_or_more]),
+        "accuracy": _share(right),
+        "accuracy_difference_1_or_more": _share(right[one_or_more]),
         "buckets": [
-            {"label": label, "n": int(inside.sum()), "accuracy": accuracy(right[inside])} for label, inside in buckets
+            {"label": label, "n": int(inside.sum()), "accuracy": _share(right[inside])} for label, inside in buckets
         ],
         "calibration": calibration(margins, np.array([pair.soft_label for pair in pairs])),
     }
 
 
-def accuracy(right: Array) -> dict[str, float | int | None]:
-    """Return share right with Wilson's interval and n; value None when there are no pairs."""
-    if len(right) == 0:
-        return {"value": None, "low": None, "high": None, "n": 0}
-    return {**wilson(float(right.sum()), len(right)).as_dict(), "n": len(right)}
+def _share(right: Array) -> dict[str, float | int | None]:
+    return share(float(right.sum()), len(right))
 
 
 def calibration(margins: Array, soft_labels: Array) -> dict[str, Any]:

@@ -1,13 +1,13 @@
 """What a file holds and what is wrong with it: counts, duplicates, length bias, leaks between splits, examples."""
 
 import hashlib
-import math
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from harken.estimates import share
 from harken.feedback.exchange.derive import demonstrations_of, pairs_of
 from harken.feedback.exchange.entry import Entry, Refusal
 from harken.feedback.exchange.read import Data
@@ -16,7 +16,6 @@ from harken.records import Comparison, Prompt
 SHOWN_ROWS = 1000
 """Row numbers kept of each problem; their number is always whole."""
 EXAMPLES = 3
-_Z = 1.959963984540054
 
 Render = Callable[[Prompt, str], str]
 """(prompt, trained text) -> the text as training sees it, the trained part marked."""
@@ -147,16 +146,6 @@ def leaks(files: Sequence[tuple[str, Checked]]) -> list[str]:
                 share = both / max(1, len(compared.prompts))
                 found.append(f"{both} prompts of {other} ({share:.1%}) are also in {name}")
     return found
-
-
-def share(count: int, total: int) -> dict[str, Any]:
-    """Return a share with its 95 % interval (Wilson 1927, score interval)."""
-    if not total:
-        return {"value": None}
-    rate, weight = count / total, _Z * _Z / total
-    middle = (rate + weight / 2) / (1 + weight)
-    half = _Z * math.sqrt(rate * (1 - rate) / total + weight / (4 * total)) / (1 + weight)
-    return {"value": rate, "low": middle - half, "high": middle + half}
 
 
 def summary(data: Data, checked: Checked) -> dict[str, Any]:

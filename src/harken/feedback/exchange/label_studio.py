@@ -28,7 +28,7 @@ from harken.feedback.exchange.entry import (
     shown,
     text,
 )
-from harken.feedback.exchange.label_studio_config import STRENGTHS, LabelingConfig, config_path, read_config
+from harken.feedback.exchange.label_studio_config import NO_ERRORS, STRENGTHS, LabelingConfig, config_path, read_config
 from harken.records import (
     Answer,
     Comparison,
@@ -114,11 +114,14 @@ class _Task:
         ]
         names = {key for key in self._data if key.startswith(("answer", "response", "completion"))}
         keys = list(dict.fromkeys([*known, *sorted(names, key=lambda key: (len(key), key))]))
+        items = [as_dict(item, "an item") for item in as_list(self._data.get("items") or [], "items")]
+        listed = {str(item.get("id")) for item in items}
         for key in keys:
-            if isinstance(self._data.get(key), str):
+            # Where there are items, an empty text that is none of them only fills a place in the labeling config.
+            is_filler = "items" in self._data and self._data.get(key) == "" and key not in listed
+            if isinstance(self._data.get(key), str) and not is_filler:
                 self._of_key[key] = make_completion(self._prompt, self._data[key], model=str(models.get(key) or ""))
-        for item in as_list(self._data.get("items") or [], "items"):
-            own = as_dict(item, "an item")
+        for own in items:
             model = str(models.get(str(own.get("id"))) or "")
             self._of_item[str(own.get("id"))] = make_completion(self._prompt, text(own, "body"), model=model)
 
@@ -219,7 +222,7 @@ class _Task:
                 self._reading.note(f"result of type {other!r} is not used")
 
     def _choice(self, chosen: str, control: str, said: _Said) -> None:
-        if chosen == "no errors":
+        if chosen == NO_ERRORS:
             said.answers.append((Spans(spans=()), self._all()))
         else:
             self._reading.note(f"choice {chosen!r} of {control!r} is not used")

@@ -80,10 +80,16 @@ def written_config(num_answers: int, axes: dict[str, RatedAxis], labels: Sequenc
     lines.append('  <Choices name="strength" toName="prompt" choice="single">')
     lines += [f'    <Choice value="{value}"/>' for value in STRENGTHS]
     lines += ["  </Choices>", '  <List name="answers" value="$items"/>', '  <Ranker name="rank" toName="answers"/>']
+    lines += [
+        '  <Choices name="errors" toName="prompt" choice="single">',
+        f'    <Choice value="{NO_ERRORS}"/>',
+        "  </Choices>",
+    ]
     for answer in answers:
-        lines.append(f'  <Labels name="{answer} errors" toName="{answer}">')
-        lines += [f"    <Label value={quoteattr(label)}/>" for label in labels]
-        lines.append("  </Labels>")
+        if labels:
+            lines.append(f'  <Labels name="{answer} errors" toName="{answer}">')
+            lines += [f"    <Label value={quoteattr(label)}/>" for label in labels]
+            lines.append("  </Labels>")
         lines += [f'  <TextArea name="{answer} {kind}" toName="{answer}"/>' for kind in ("correction", "critique")]
     for name, axis in axes.items():
         own = f"name={quoteattr(name)} toName={quoteattr('answer1')}"
@@ -97,6 +103,8 @@ def written_config(num_answers: int, axes: dict[str, RatedAxis], labels: Sequenc
     return "\n".join([*lines, "</View>"]) + "\n"
 
 
+NO_ERRORS = "no errors"
+"""Choice that says that the judge looked for errors and found none."""
 STRENGTHS = {
     "much": 3,
     "clearly": 2,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from harken.feedback.exchange.entry import BadRow, Entry, Row
 from harken.feedback.exchange.facts import Fact
-from harken.feedback.exchange.label_studio_config import STRENGTHS, config_path, is_stars, written_config
+from harken.feedback.exchange.label_studio_config import NO_ERRORS, STRENGTHS, config_path, is_stars, written_config
 from harken.records import (
     Abstention,
     Comparison,
@@ -32,10 +32,15 @@ _WORDS = {value: word for word, value in STRENGTHS.items()}
 
 
 class Written:
-    """Tasks of an export, and what their labeling config must hold."""
+    """Tasks of an export, and what their labeling config must hold.
 
-    def __init__(self) -> None:
-        self._num_answers = 0
+    Args:
+        num_answers: the most completions that a task will have. Label Studio wants each text that the config names in
+            every task, so the others get empty ones besides.
+    """
+
+    def __init__(self, num_answers: int = 0) -> None:
+        self._num_answers = num_answers
         self._axes: dict[str, RatedAxis] = {}
         self._labels: dict[str, None] = {}
 
@@ -66,6 +71,7 @@ class Written:
         data: Row = {
             "prompt": entry.prompt.messages[-1].content,
             "messages": [one.model_dump() for one in entry.prompt.messages],
+            **{f"answer{place}": "" for place in range(1, self._num_answers + 1)},
             **{key: one.message.content for key, one in own.items()},
             "items": [{"id": key, "title": "", "body": one.message.content} for key, one in own.items()],
             "models": {key: one.model for key, one in own.items() if one.model},
@@ -108,7 +114,7 @@ class Written:
             case Spans():
                 texts = {one.id: one.message.content for one in both}
                 if not answer.spans:
-                    return [_result("errors", "prompt", "choices", {"choices": ["no errors"]})]
+                    return [_result("errors", "prompt", "choices", {"choices": [NO_ERRORS]})]
                 return [self._span(span, keys[span.completion_id], texts[span.completion_id]) for span in answer.spans]
             case Correction() | Critique():
                 about = keys[answer.completion_id]

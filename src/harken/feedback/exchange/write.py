@@ -57,6 +57,8 @@ TARGETS: tuple[Target, ...] = get_args(Target)
 Ties = Literal["drop", "both-ways"]
 _DERIVED = frozenset({Fact.rankings, Fact.many})
 MAKES_PAIRS: frozenset[Target] = frozenset({"hh-rlhf", "trl-preference", "trl-implicit", "openrlhf", "harken-pairs"})
+MIXES_JUDGES: frozenset[Target] = MAKES_PAIRS | {"trl-unpaired", "oasst", "argilla", "helpsteer", "llmfao", "prism"}
+"""Formats from which a model's judgment comes back as a person's, or nobody's."""
 _MAKES_DEMONSTRATIONS: frozenset[Target] = frozenset(
     {"trl-completions", "trl-messages", "trl-text", "harken-demonstrations"}
 )
@@ -74,7 +76,7 @@ _FORMS: Mapping[Target, trl.Form] = {
     "trl-steps": "steps",
 }
 """Formats that are TRL's, or hold the same -> its form."""
-_MARGINS: frozenset[Target] = frozenset({"trl-preference", "trl-implicit", "openrlhf"})
+_MARGINS: frozenset[Target] = frozenset({"trl-preference", "trl-implicit"})
 _OWN: frozenset[Target] = frozenset({"harken-pairs", "harken-demonstrations", "harken-prompts"})
 _TABLES: Mapping[Target, Sequence[str]] = {"csv": table.COLUMNS, "llmfao": llmfao.COLUMNS}
 """Formats that are tables -> their columns."""
@@ -189,7 +191,7 @@ def write(entries: Iterable[Entry], path: Path, target: Target, style: Style, in
     """
     check_name(path, target)
     found = Plan()
-    writer = _writer(target)
+    writer = _writer(target, entries)
     rows = _rows(entries, target, style, found.left_out, writer)
     if target in _MARGINS and _margins(_rows(entries, target, style, Counter(), None)).is_partial:
         rows = ({key: value for key, value in row.items() if key != "margin"} for row in rows)
@@ -232,10 +234,11 @@ class _Writer(Protocol):
     def beside(self, path: Path) -> dict[Path, str]: ...
 
 
-def _writer(target: Target) -> _Writer | None:
+def _writer(target: Target, entries: Iterable[Entry] = ()) -> _Writer | None:
     match target:
         case "label-studio":
-            return label_studio_write.Written()
+            shown = (len(one.shown) for entry in entries for one in entry.judgments)
+            return label_studio_write.Written(max(shown, default=0))
         case "llmfao":
             return llmfao.Written()
         case _:

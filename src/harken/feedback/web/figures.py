@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from harken.estimates import wilson
+from harken.estimates import share
 from harken.feedback.store import Project
 from harken.feedback.store.figures import PersonCounts, Read
 from harken.feedback.web.security import ReviewerDep
@@ -58,7 +58,7 @@ def _measured(site: Site, project: Project) -> dict[str, Any]:
     return {
         "measured": {"num_judgments": len(read.judgments), "of": read.num_all},
         "seconds": _spread([one for times in seconds.values() for one in times]),
-        "gold": _share(num_right, num_gold),
+        "gold": share(num_right, num_gold),
         "people": _people(site, counts, found.get("votes"), seconds),
         "statistics": found,
     }
@@ -80,12 +80,6 @@ def _spread(times: list[float]) -> dict[str, float] | None:
     return {"low": tenths[0], "median": statistics.median(times), "high": tenths[-1]}
 
 
-def _share(right: int, tried: int) -> dict[str, Any]:
-    if tried == 0:
-        return {"value": None, "low": None, "high": None, "n": 0}
-    return {**wilson(right, tried).as_dict(), "n": tried}
-
-
 def _people(
     site: Site, counts: list[PersonCounts], votes: dict[str, Any] | None, seconds: dict[str, list[float]]
 ) -> list[dict[str, Any]]:
@@ -102,7 +96,7 @@ def _people(
                 "num_judgments": one.num_judgments,
                 "num_skipped": one.num_skipped,
                 "seconds": _spread(seconds.get(one.person_id, [])),
-                "gold": _share(one.num_gold_right, one.num_gold),
+                "gold": share(one.num_gold_right, one.num_gold),
                 **{name: judge.get(name) for name in ("agreement", "reliability", "shown_first_wins", "tie_share")},
             }
         )
