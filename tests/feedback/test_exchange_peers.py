@@ -161,3 +161,8 @@ def test_harkens_own_pairs_keep_the_margins_that_some_have(tmp_path: Path) -> No
     write(found, tmp_path / "pairs.parquet", "harken-pairs", Style(), {})
     back = [item.pair for item in open_data(Reading(tmp_path / "pairs.parquet")) if isinstance(item, Entry)]
     assert back == pairs
+
+
+def test_a_column_that_the_first_row_lacks_is_in_the_parquet_file_too(tmp_path: Path) -> None:
+    rows = written("openrlhf", [won(None), won()], tmp_path, ".parquet", texts=True)
+    assert rows["margin"][:] == [None, 2.0]

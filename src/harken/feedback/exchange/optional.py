@@ -83,6 +83,9 @@ def write_parquet(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
     arrow: Any = importlib.import_module("pyarrow")
     parquet: Any = importlib.import_module("pyarrow.parquet")
     own = [_fillable(row) for row in rows]
+    # Only the first row's keys would become columns.
+    names = dict.fromkeys(name for row in own for name in row)
+    own = [{name: row.get(name) for name in names} for row in own]
     try:
         with atomic_file(path) as file:
             parquet.write_table(arrow.Table.from_pylist(own), file)
