@@ -143,10 +143,11 @@ def test_margins_are_in_all_rows_or_in_none_because_trl_stops_otherwise(tmp_path
             [{"chosen_ids": [1], "rejected_ids": [2], "margin": margin} for margin in (2.0, None)]
         )
     mixed = [won(), won(None)]
-    assert plan(mixed, "trl-preference", Style()).losses == [
-        "how much better the winner is (1) is not kept: 1 pairs do not say it, and trainers need a margin in all rows "
-        "or in none"
-    ]
+    loss = (
+        "how much better the winner is (1) is not kept: 1 pairs do not say it, and trainers need a margin in all rows"
+    )
+    assert any(one.startswith(loss) for one in plan(mixed, "trl-preference", Style()).losses)
+    assert not any(one.startswith(loss) for one in plan(mixed, "openrlhf", Style()).losses)
     assert written("trl-preference", mixed, tmp_path, ".jsonl", texts=False).column_names == [
         *("prompt", "chosen", "rejected")
     ]

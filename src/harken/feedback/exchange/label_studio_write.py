@@ -106,7 +106,9 @@ class Written:
                 if sorted(answer.ranks.values()) != list(range(1, len(both) + 1)):
                     raise BadRow("equal ranks, or completions without a rank", "not supported")
                 best_first = sorted(answer.ranks, key=lambda name: answer.ranks[name])
-                return [_result("rank", "answers", "ranker", {"ranker": [keys[name] for name in best_first]})]
+                # Of the three shapes that occur, the one that Label Studio's own package takes.
+                ranked = {"rank": [keys[name] for name in best_first]}
+                return [_result("rank", "answers", "ranker", {"ranker": ranked})]
             case Rating():
                 if len(judgment.shown) != 1:
                     raise BadRow("a rating of more than one completion", "not supported")
