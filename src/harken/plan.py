@@ -15,10 +15,10 @@ from harken.shapes import ModelShape, forward_flops, training_flops
 Phase = Literal["sampling", "scoring", "training"]
 PHASES: tuple[Phase, ...] = ("sampling", "scoring", "training")
 
-OVERHEAD_BYTES = {2: 130 * 10**6, 4: 64 * 10**6}
+OVERHEAD_BYTES = {2: 72 * 10**6, 4: 64 * 10**6}
 """Tokenizer, code and scratch that a process has beyond the libraries it imported, by bytes of a weight.
 
-Measured on a CPU: 30 to 80 MB in fp32, 90 to 190 MB in bf16, whose kernels are compiled while running.
+Measured on a CPU: 30 to 80 MB in fp32, 50 to 130 MB in bf16, whose kernels are compiled while running.
 """
 
 EFFICIENCY: dict[Phase, float] = {"sampling": 0.35, "scoring": 0.4, "training": 0.35}
@@ -170,11 +170,10 @@ def _training(shape: ModelShape, job: Job) -> dict[str, int]:
     # The output layer's gradient, and the one being added to it.
     embeddings = 2 * shape.embedding_parameters * job.weight_bytes
     backward = held + max(kept + logits + embeddings, 0 if several else own + embeddings)
-    # fp32 gradients for the masters, and AdamW's square roots of one role.
-    casts = 4 * shape.parameters if job.weight_bytes < 4 else 0
-    stepping = own * job.trained_roles + casts + 4 * shape.parameters
+    # A role's gradients become fp32 ones, for its masters; the other roles' are there too.
+    stepping = own * (job.trained_roles - 1) + 4 * shape.parameters
     if stepping >= backward:
-        return {"gradients": own * job.trained_roles, "optimizer step": stepping - own * job.trained_roles}
+        return {"gradients": own * (job.trained_roles - 1), "optimizer step": 4 * shape.parameters}
     gradients = max(held, own)
     return {"gradients": gradients, "kept for backward": kept, "logits": backward - gradients - kept}
 
