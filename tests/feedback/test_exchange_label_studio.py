@@ -79,7 +79,11 @@ def test_every_task_has_the_texts_and_every_result_the_control_that_the_config_n
     )
 
     def answers(found: list[Entry]) -> list[str]:
-        return sorted(repr((one.shown, one.answer)) for entry in found for one in entry.judgments)
+        return sorted(
+            f"{one.shown} {json.dumps(one.answer.model_dump(), sort_keys=True)}"
+            for entry in found
+            for one in entry.judgments
+        )
 
     assert answers(back) == answers(entries)
 
