@@ -101,13 +101,12 @@ class Written:
         Raises:
             BadRow: a prompt that is more than a question, or an answer that no vote can hold.
         """
-        said = entry.prompt.messages
         votes = [
             judgment
             for judgment in entry.judgments
             if isinstance(judgment.answer, Comparison) and judgment.answer.outcome in ("win", "tie")
         ]
-        if votes and (len(said) > 1 or said[0].role != "user"):
+        if votes and [one.role for one in entry.prompt.messages] != ["user"]:
             raise BadRow("a prompt that is not one message by the user", "not supported")
         return [self._vote(entry, judgment) for judgment in votes]
 

@@ -57,7 +57,9 @@ TARGETS: tuple[Target, ...] = get_args(Target)
 Ties = Literal["drop", "both-ways"]
 _DERIVED = frozenset({Fact.rankings, Fact.many})
 MAKES_PAIRS: frozenset[Target] = frozenset({"hh-rlhf", "trl-preference", "trl-implicit", "openrlhf", "harken-pairs"})
-MIXES_JUDGES: frozenset[Target] = MAKES_PAIRS | {"trl-unpaired", "oasst", "argilla", "helpsteer", "llmfao", "prism"}
+MIXES_JUDGES: frozenset[Target] = MAKES_PAIRS | frozenset[Target](
+    {"trl-unpaired", "oasst", "argilla", "helpsteer", "llmfao", "prism"}
+)
 """Formats from which a model's judgment comes back as a person's, or nobody's."""
 _MAKES_DEMONSTRATIONS: frozenset[Target] = frozenset(
     {"trl-completions", "trl-messages", "trl-text", "harken-demonstrations"}
