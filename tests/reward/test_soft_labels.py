@@ -76,9 +76,9 @@ def _heldout(rng: np.random.Generator, count: int) -> list[PreferencePair]:
     return pairs
 
 
-def _loss(model: Path, out: Path, seed: int, resolve: Resolve, *, soft: bool = True) -> float:
+def _loss(model: Path, out: Path, seed: int, resolve: Resolve, *, soft: bool = True, num_pairs: int = 240) -> float:
     """Held-out cross-entropy of the reward model that the stage itself trains on these labels, nats a pair."""
-    pairs = _voted(np.random.default_rng(seed), 240, 6, resolve, soft)
+    pairs = _voted(np.random.default_rng(seed), num_pairs, 6, resolve, soft)
     heldout = _heldout(np.random.default_rng(1000 + seed), 200)
     config = material.reward_config(
         batch_size=16, tune=FullConfig(), optimizer=OptimizerConfig(learning_rate=1e-2), margins=(0.0,) * 4, seed=seed
@@ -111,3 +111,20 @@ def test_soft_labels_by_reliability_make_a_likelier_reward_model_on_eight_seeds(
     assert gains.mean() > 0.01, found
     # Hard labels are nearer; on single seeds they may win.
     assert np.mean([one["votes"] - one["reliability"] for one in found]) > 0.01, found
+
+
+@pytest.mark.slow
+def test_hard_labels_of_the_majority_lose_too_where_there_are_pairs_enough(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    def gain(seed: int) -> float:
+        found = [
+            _loss(tiny_model_dir, tmp_path / f"{seed} {name}", seed, resolve, soft=soft, num_pairs=960)
+            for name, resolve, soft in (("votes", MajorityConfig(), False), ("soft", ReliabilityConfig(), True))
+        ]
+        return found[0] - found[1]
+
+    gains = np.array([gain(seed) for seed in range(8)])
+    # With 240 pairs 6 of 8, with 480 pairs 7 of 8: the fewer the pairs, the more chance decides. 7 of 8 by chance: 9/256.
+    assert (gains > 0).sum() >= 7, gains
+    assert gains.mean() > 0.01, gains
