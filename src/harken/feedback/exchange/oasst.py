@@ -176,14 +176,17 @@ def _thread(row_number: int, row: Row) -> Iterator[Entry]:
 
 
 def write(entry: Entry) -> list[Row]:
-    """Return the tree of an entry, with one ranking event for each judgment.
+    """Return the tree of an entry: the ranks of the consensus, and one ranking event for each other judgment.
 
     Raises:
         BadRow: a judgment that no tree can hold.
     """
     check_turns(entry.prompt)
     said = entry.prompt.messages
-    events = [_written_event(entry, judgment) for judgment in entry.judgments]
+    if any(set(one.shown) != {own.id for own in entry.completions} or len(one.shown) < 2 for one in entry.judgments):
+        raise BadRow("a judgment of some of the completions, or of one", "not supported")
+    consensus = next((one for one in entry.judgments if _is_consensus(one)), None)
+    events = [_written_event(entry, judgment) for judgment in entry.judgments if judgment is not consensus]
     replies: list[Row] = [
         {
             "message_id": one.id,
@@ -198,11 +201,10 @@ def write(entry: Entry) -> list[Row]:
         for one in entry.completions
     ]
     node: Row = {"events": {"ranking": [event for event in events if event is not None]}, "replies": replies}
-    consensus = [judgment for judgment in entry.judgments if judgment.judge.kind == "import"]
-    for judgment in consensus[:1]:
-        if isinstance(judgment.answer, RankingAnswer):
-            for reply in replies:
-                reply["rank"] = judgment.answer.ranks[reply["message_id"]] - 1
+    if consensus is not None and isinstance(consensus.answer, RankingAnswer):
+        _best_first(consensus, consensus.answer)
+        for reply in replies:
+            reply["rank"] = consensus.answer.ranks[reply["message_id"]] - 1
     for index in range(len(said) - 1, -1, -1):
         role = "prompter" if said[index].role == "user" else "assistant"
         is_last = index == len(said) - 1
@@ -213,16 +215,23 @@ def write(entry: Entry) -> list[Row]:
     return [{"message_tree_id": node["message_id"], "tree_state": "ready_for_export", "prompt": node}]
 
 
+def _is_consensus(judgment: Judgment) -> bool:
+    """Say whether a ranking is one that a tree's ranks give back: nobody's, and with no order in which it was shown."""
+    is_ranking = isinstance(judgment.answer, RankingAnswer)
+    return is_ranking and judgment.judge == CONSENSUS and list(judgment.shown) == sorted(judgment.shown)
+
+
+def _best_first(judgment: Judgment, answer: RankingAnswer) -> list[str]:
+    found = sorted(answer.ranks, key=lambda name: answer.ranks[name])
+    if [answer.ranks[name] for name in found] != list(range(1, len(judgment.shown) + 1)):
+        raise BadRow("equal ranks, or completions without a rank", "not supported")
+    return found
+
+
 def _written_event(entry: Entry, judgment: Judgment) -> Row | None:
     answer = judgment.answer
-    if set(judgment.shown) != {one.id for one in entry.completions} or len(judgment.shown) < 2:
-        raise BadRow("a judgment of some of the completions, or of one", "not supported")
     if isinstance(answer, RankingAnswer):
-        best_first = sorted(answer.ranks, key=lambda name: answer.ranks[name])
-        if [answer.ranks[name] for name in best_first] != list(range(1, len(judgment.shown) + 1)):
-            raise BadRow("equal ranks, or completions without a rank", "not supported")
-        if judgment.judge.kind == "import":
-            return None
+        best_first = _best_first(judgment, answer)
     elif isinstance(answer, Comparison) and answer.outcome == "both_bad":
         best_first = list(judgment.shown)
     else:
