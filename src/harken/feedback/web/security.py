@@ -27,7 +27,7 @@ SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
 MAX_BODY = 64 * 1024 * 1024
 """Largest request in bytes; a file of tasks is the largest that should come."""
 MAX_FIELD = 16 * 1024 * 1024
-"""Largest field of a form in bytes as it comes: the longest text there may be, when each of its letters takes twelve."""
+"""Largest field of a form in bytes as it comes: the longest text, when each of its letters takes twelve."""
 _HEADERS = {
     "content-security-policy": CSP,
     "x-content-type-options": "nosniff",
