@@ -136,7 +136,6 @@ def open_database(url: str, *, create: bool) -> Database:
             pool_size=_POOL_SIZE,
             max_overflow=_POOL_OVERFLOW,
             pool_pre_ping=True,
-            pool_use_lifo=True,
             hide_parameters=True,
         )
         database = Database(engine, name, None)
