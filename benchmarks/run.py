@@ -5,7 +5,8 @@
     python benchmarks/run.py sampling --curve           Harken alone: cost by rows and by tokens
     python benchmarks/run.py reward-lora                a plain PEFT loop on `reviews` pairs
     python benchmarks/run.py sft | reward | dpo         TRL, full fine-tuning
-    python benchmarks/run.py ppo --tune lora full       TRL 1.12.0, beside Harken with adapters and with all weights
+    python benchmarks/run.py ppo --tune lora half full  TRL 1.12.0, beside Harken with adapters on all layers, on
+                                                        the upper half of them, and with all weights
     python benchmarks/run.py grpo | rloo --tune lora full       TRL, a reward that costs nothing
 
 First it is proven in fp32, on the first rows, that both sides do the same: losses of the first two steps within 1e-3,
@@ -83,7 +84,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, help="rows of a step, instead of the phase's own number")
     parser.add_argument("--steps", type=int, help="timed steps of a run")
     parser.add_argument("--new-tokens", type=int, help="drawn tokens, for sampling and ppo")
-    parser.add_argument("--tune", nargs="+", choices=["lora", "full"], help="what Harken trains; each gets its table")
+    parser.add_argument(
+        "--tune", nargs="+", choices=["lora", "half", "full"], help="what Harken trains; each gets its table"
+    )
     parser.add_argument("--dtype", default="auto", help="of Harken when it is measured: auto, float32, bfloat16")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of each side")
     parser.add_argument("--variants", type=int, help="only the first so many ways of setting the peer")

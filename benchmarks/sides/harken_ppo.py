@@ -5,8 +5,9 @@ from typing import Any
 
 import torch
 from common import group_of, now, token_reward
+from harken_training import ALL_LAYERS, TUNES
 
-from harken.config import ComputeConfig, FullConfig, LoraConfig, OptimizerConfig, PpoConfig, SamplingConfig, preset
+from harken.config import ComputeConfig, LoraConfig, OptimizerConfig, PpoConfig, SamplingConfig, preset
 from harken.config.ppo import FixedKl, ScoreConfig
 from harken.lm.batch import Tokens
 from harken.lm.sample import Sampled
@@ -20,21 +21,23 @@ from harken.reward.model import RewardModel
 
 
 class FreshReward:
-    """A reward model that lives on the policy's base, with adapters of rank 16 and a given head, untrained."""
+    """A reward model that lives on the policy's base, with adapters and a given head, untrained."""
 
-    def __init__(self, head: list[float], *, by_tokens: bool) -> None:
+    def __init__(self, head: list[float], tune: LoraConfig, *, by_tokens: bool) -> None:
         """Keep the head.
 
         Args:
             head: its weights, the same as the peer's.
+            tune: its adapters.
             by_tokens: read the tokens that were drawn, as TRL does, instead of encoding the completion's text anew.
         """
         self.head_weights = torch.tensor([head])
+        self.tune = tune
         self.by_tokens = by_tokens
 
     def attach(self, trunk: Trunk) -> None:
         """Put the role on the base."""
-        trunk.add_role("reward", LoraConfig(rank=16, alpha=32), seed=1, head=True)
+        trunk.add_role("reward", self.tune, seed=1, head=True)
         set_head(trunk, "reward", self.head_weights)
         self.model = RewardModel(trunk, ComputeConfig())
 
@@ -69,7 +72,7 @@ def settings(job: dict[str, Any], count: int) -> PpoConfig:
     """Return the settings: Harken's defaults where the peer has none of its own to match."""
     optimizer = OptimizerConfig(**job["optimizer"])
     # The proof of grpo and rloo compares the gradient of all weights, which is what the peer trains.
-    is_lora = job["tune"] == "lora" and not (job["check"] and job["phase"] != "ppo")
+    tune = "full" if job["check"] and job["phase"] != "ppo" else job["tune"]
     shared: dict[str, Any] = {
         "steps": job["warmup"] + job["steps"],
         "prompts_per_step": count,
@@ -77,7 +80,7 @@ def settings(job: dict[str, Any], count: int) -> PpoConfig:
         "minibatch_size": count * job["group"],
         "sampling": SamplingConfig(max_new_tokens=job["new_tokens"]),
         "score": ScoreConfig(stop_penalty="none"),
-        "tune": LoraConfig(rank=16, alpha=32) if is_lora else FullConfig(),
+        "tune": TUNES[tune],
         "policy_optimizer": optimizer,
         "compute": ComputeConfig(dtype=job["dtype"]),
     }
@@ -92,7 +95,8 @@ def online(job: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
     config = settings(job, len(prompts))
     reward: Reward = free_reward
     if job["phase"] == "ppo":
-        reward = FreshReward(data["head"], by_tokens=job["check"])
+        adapters = config.tune if isinstance(config.tune, LoraConfig) else ALL_LAYERS
+        reward = FreshReward(data["head"], adapters, by_tokens=job["check"])
     state = prepare("smollm2", reward, config)
     state.trunk.chat.stop_ids = frozenset({-1})  # no completion ends early, on either side
     if job["phase"] == "ppo":

@@ -28,6 +28,9 @@ from harken.records import Demonstration, PreferencePair
 from harken.reward import train as reward_module
 
 NEVER = 10**9
+ALL_LAYERS = LoraConfig(rank=16, alpha=32)
+TUNES = {"lora": ALL_LAYERS, "half": ALL_LAYERS.model_copy(update={"top_layers": 15}), "full": FullConfig()}
+"""What `--tune` says; half is what the recipe `reviews` sets."""
 
 
 class StepClock(Reporter):
@@ -110,7 +113,7 @@ def training(job: dict[str, Any]) -> dict[str, Any]:
         "batch_size": job["batch_size"],
         "max_length": job["max_length"],
         "save_every": NEVER,
-        "tune": LoraConfig(rank=16, alpha=32) if job["tune"] == "lora" else FullConfig(),
+        "tune": TUNES[job["tune"]],
         "optimizer": OptimizerConfig(**job["optimizer"]),
         "chat": ChatConfig(template=job["template"]),
         "compute": ComputeConfig(dtype=job["dtype"]),

@@ -170,11 +170,10 @@ def _training(shape: ModelShape, job: Job) -> dict[str, int]:
     # The output layer's gradient, and the one being added to it.
     embeddings = 2 * shape.embedding_parameters * job.weight_bytes
     backward = held + max(kept + logits + embeddings, 0 if several else own + embeddings)
-    # fp32 gradients for the masters, and AdamW's square roots of one role.
-    casts = 4 * shape.parameters if job.weight_bytes < 4 else 0
-    stepping = own * job.trained_roles + casts + 4 * shape.parameters
+    # A role's gradients become fp32 ones, for its masters; the other roles' are there too.
+    stepping = own * (job.trained_roles - 1) + 4 * shape.parameters
     if stepping >= backward:
-        return {"gradients": own * job.trained_roles, "optimizer step": stepping - own * job.trained_roles}
+        return {"gradients": own * (job.trained_roles - 1), "optimizer step": 4 * shape.parameters}
     gradients = max(held, own)
     return {"gradients": gradients, "kept for backward": kept, "logits": backward - gradients - kept}
 

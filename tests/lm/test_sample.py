@@ -8,6 +8,7 @@ import torch
 from scipy.stats import chisquare
 
 from harken.config import LoraConfig
+from harken.lm import decode_llama
 from harken.lm.batch import Tokens, pad
 from harken.lm.forward import completion_logprobs
 from harken.lm.sample import Sampled, completion_seeds, sample
@@ -69,6 +70,19 @@ def test_the_samplers_logprobs_are_the_scorers(name: str, temperature: float) ->
     assert "stop" in {item.finish_reason for item in drawn}
     assert len({len(item.token_ids) for item in drawn}) > 4  # rows stopped at different times
     assert _scored(trunk, None, prompts, drawn, 3, temperature) <= 2e-5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("growth", [1, 3, 5])
+def test_memory_that_grows_while_rows_leave_changes_nothing(growth: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    trunk = make_trunk(stop_ids=MANY_STOPS)
+    prompts = _prompts(1)
+    whole = sample(trunk, None, prompts, _settings(max_new_tokens=17), seeds=range(15), n=3)
+    monkeypatch.setattr(decode_llama, "GROWTH", growth)
+    grown = sample(trunk, None, prompts, _settings(max_new_tokens=17), seeds=range(15), n=3)
+    assert [item.token_ids for item in grown] == [item.token_ids for item in whole]
+    assert len({len(item.token_ids) for item in grown}) > 4  # rows left at different times
+    assert _scored(trunk, None, prompts, grown, 3, 1.0) <= 2e-5
 
 
 @torch.no_grad()

@@ -90,6 +90,7 @@ class ChatConfig(Config):
 
     template: Literal["auto", "plain", "raw"] = "auto"
     """`auto`: the model's own chat template, else `plain`; `plain`: lines `User: ...` and `Assistant: ...`;
-    `raw`: the messages' texts one after another."""
+    `raw`: the messages' texts one after another, names of special tokens in them being these tokens, which they are in
+    no other template."""
     stop: tuple[str, ...] = ()
     """Further tokens at which a completion ends, each the text of one token, as "\n"; beside the model's own."""

@@ -4,6 +4,8 @@ Supervised fine-tuning, reward training, PPO and evaluation all come through `Ch
 everywhere, and what counts as completion (its text plus one end token) is decided here only.
 """
 
+import re
+from itertools import count
 from typing import Any, Literal
 
 from jinja2 import TemplateError
@@ -22,8 +24,16 @@ TEMPLATES = {
 }
 
 
+_PRIVATE_USE = 0xE000
+"""First of the code points to which Unicode gives no meaning."""
+
+
 class Chat:
     """A tokenizer with its template, and the tokens that end a completion.
+
+    Only the template writes special tokens: `<|im_end|>` in somebody's message is the text of ten characters, which
+    ends no turn. With the template `raw` there is no template to tell from the texts, and special tokens in
+    them are what they say.
 
     Attributes:
         end_id: the token appended to every completion that stopped.
@@ -59,6 +69,7 @@ class Chat:
             starts_with_bos = self._starts_with_bos()
             bos = "{{ bos_token }}" if starts_with_bos else ""
             tokenizer.chat_template = bos + TEMPLATES[template]
+        self._special = _names(tokenizer)
         self.end_id = self._find_end_id()
         eos = self.tokenizer.eos_token_id
         self.stop_ids = frozenset({self.end_id, *extra_stop_ids} | ({eos} if eos is not None else set()))
@@ -97,7 +108,7 @@ class Chat:
         Raises:
             DataError: the prompt has no token, or more than `max_length`.
         """
-        ids = self._encode(self.render(prompt))
+        ids = self._encode_messages(prompt)
         if not ids:
             raise DataError(f"prompt {prompt.id!r} has no tokens; give it some text")
         if max_length is not None and len(ids) > max_length:
@@ -109,12 +120,7 @@ class Chat:
 
     def encode_completion(self, text: str, *, stopped: bool = True) -> list[int]:
         """Return the token ids of a completion; one that stopped ends with `end_id`."""
-        ids = self._encode(text)
-        if self._adds_space:
-            line = self._encode("\n")
-            continued = self._encode(f"\n{text}")
-            ids = continued[len(line) :] if continued[: len(line)] == line else ids
-        return ids + ([self.end_id] if stopped else [])
+        return self._encode_text(text) + ([self.end_id] if stopped else [])
 
     def decode_completion(self, ids: list[int]) -> str:
         """Return the text of sampled tokens, without the stop token.
@@ -126,6 +132,40 @@ class Chat:
             [*self._anchor, *body], skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
         return text[len(self._anchor_text) :]
+
+    def _encode_messages(self, prompt: Prompt) -> list[int]:
+        """Encode what `render` gives; a special token's name in a message is text."""
+        texts = "".join(message.content for message in prompt.messages)
+        if not self._special.search(texts):
+            return self._encode(self.render(prompt))
+        mark = _unused(texts)
+        messages = [
+            message.model_copy(update={"content": self._with_names_cut(message.content, mark)})
+            for message in prompt.messages
+        ]
+        first, *rest = self.render(prompt.model_copy(update={"messages": tuple(messages)})).split(mark)
+        return self._encode(first) + [token for part in rest for token in self._encode_behind(part)]
+
+    def _encode_text(self, text: str) -> list[int]:
+        """Encode what stands behind other text; a special token's name in it is text."""
+        mark = _unused(text)
+        return [token for part in self._with_names_cut(text, mark).split(mark) for token in self._encode_behind(part)]
+
+    def _with_names_cut(self, text: str, mark: str) -> str:
+        """Put a mark behind the first letter of each special token's name; encoded in parts, none comes of it.
+
+        The tokenizers' own way (`split_special_tokens`) is not safe: a unigram model may choose the name as a piece.
+        """
+        return self._special.sub(lambda found: found[0][0] + mark + found[0][1:], text)
+
+    def _encode_behind(self, text: str) -> list[int]:
+        """Encode without the space that some tokenizers put in front of every text."""
+        ids = self._encode(text)
+        if self._adds_space:
+            line = self._encode("\n")
+            continued = self._encode(f"\n{text}")
+            ids = continued[len(line) :] if continued[: len(line)] == line else ids
+        return ids
 
     def _encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)
@@ -157,3 +197,17 @@ class Chat:
                 "set eos_token in tokenizer_config.json"
             )
         return self.tokenizer.eos_token_id
+
+
+def _names(tokenizer: Any) -> re.Pattern[str]:
+    """Return what finds the names of special tokens in people's texts; nothing with the template `raw`."""
+    names = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    names = {name for name in (*names, *tokenizer.all_special_tokens) if len(name) > 1}
+    if not names or str(tokenizer.chat_template).endswith(TEMPLATES["raw"]):
+        return re.compile(r"(?!)")
+    return re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))))
+
+
+def _unused(text: str) -> str:
+    """Return a character that does not stand in a text."""
+    return next(chr(code) for code in count(_PRIVATE_USE) if chr(code) not in text)

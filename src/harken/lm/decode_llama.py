@@ -1,4 +1,8 @@
-"""Decoding for models built like llama: keys and values lie where the products of a step read them, uncopied."""
+"""Decoding for models built like llama: keys and values lie where the products of a step read them, uncopied.
+
+Batched products on a CPU copy what does not lie in one piece, such as the positions so far of a longer memory. So a
+step reads a layer's whole memory, masked beyond the position it is at, and the memory grows as it is filled.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +15,8 @@ from harken.lm.llama import LlamaLayers, attend_whole
 
 PREFILL_TOKENS = 1024
 """Prompt tokens read in one pass; larger ones leave the processor's cache."""
+GROWTH = 64
+"""Positions that memory for keys and values grows by; a step reads half of them in vain on average."""
 
 
 class LlamaDecoder:
@@ -25,11 +31,12 @@ class LlamaDecoder:
         layers = self.layers
         ids, padding = pad_left(prompts, layers.device)
         count, self.length = ids.shape
-        self.room = self.length + new_tokens
-        self.steps = torch.arange(self.room, device=layers.device)
-        self.rotations = layers.rotations(self.steps)
-        shape = (len(layers.layers), count * n, layers.key_heads, self.room, layers.width)
-        self.keys, self.values = (torch.empty(shape, dtype=layers.dtype, device=layers.device) for _ in range(2))
+        self.limit = self.length + new_tokens
+        self.rotations = layers.rotations(torch.arange(self.limit, device=layers.device))
+        shape = (count * n, layers.key_heads, self._room(), layers.width)
+        self.keys, self.values = (
+            [torch.zeros(shape, dtype=layers.dtype, device=layers.device) for _ in layers.layers] for _ in range(2)
+        )
         rows = max(1, PREFILL_TOKENS // self.length)
         states = [
             self._read_prompts(ids[start : start + rows], padding[start : start + rows], start * n, n)
@@ -42,41 +49,58 @@ class LlamaDecoder:
         """Append a token to each row; return states (R, H)."""
         layers, here, rows = self.layers, self.length, len(tokens)
         self.length = here + 1
+        if here == self.hidden.shape[-1]:
+            self._grow()
+        self.hidden[..., here] = False
         cos, sin = self.rotations
         positions = here - self.padding
 
         def attend(number: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-            self.keys[number, :rows, :, here], self.values[number, :rows, :, here] = keys, values
+            seen, read = self.keys[number][:rows], self.values[number][:rows]
+            seen[:, :, here], read[:, :, here] = keys, values
             # Query heads that share a key head are side by side: (rows x key heads, groups, width).
             grouped = (queries * layers.scale).reshape(-1, layers.groups, layers.width)
-            # Keys first: the other way round the product would copy them.
-            scores = torch.bmm(self.keys[number, :rows, :, : self.length].flatten(0, 1), grouped.transpose(1, 2))
-            scores = scores.transpose(1, 2).contiguous()
-            if self.hidden is not None:
-                scores.view(rows, -1, self.length).masked_fill_(self.hidden[..., : self.length], -torch.inf)
+            scores = torch.bmm(grouped, seen.flatten(0, 1).transpose(1, 2))
+            scores.view(rows, -1, scores.shape[-1]).masked_fill_(self.hidden, -torch.inf)
             weights = scores.softmax(-1, dtype=torch.float32).to(values.dtype)
-            read = torch.bmm(weights, self.values[number, :rows, :, : self.length].flatten(0, 1))
-            return read.view(rows, -1)
+            return torch.bmm(weights, read.flatten(0, 1)).view(rows, -1)
 
         return layers.normed(layers(layers.embed(tokens), (cos[positions], sin[positions]), attend))
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows, in this order; only those that change their place are copied."""
-        for place, row in enumerate(rows):
-            if place != row:
-                for memory in (self.keys, self.values):
-                    memory[:, place, :, : self.length] = memory[:, row, :, : self.length]
+        moved = [(place, row) for place, row in enumerate(rows) if place != row]
+        if moved:
+            places, sources = torch.tensor(moved, device=self.padding.device).T
+            for memory in (*self.keys, *self.values):
+                memory[places, :, : self.length] = memory[sources, :, : self.length]
         self._set_padding(self.padding[torch.tensor(rows, device=self.padding.device)])
 
+    def _room(self) -> int:
+        """Return how many positions the memory should hold now."""
+        return min(self.limit, self.length + GROWTH)
+
+    def _grow(self) -> None:
+        """Make room for further positions, of the rows that are left."""
+        rows = len(self.padding)
+        for memory in (self.keys, self.values):
+            for number, filled in enumerate(memory):
+                _, heads, room, width = filled.shape
+                # Zeros, because 0 x what happens to lie there may be NaN.
+                memory[number] = filled.new_zeros(rows, heads, self._room(), width)
+                memory[number][:, :, :room] = filled[:rows]
+        self._set_padding(self.padding)
+
     def _set_padding(self, padding: Tensor) -> None:
-        """Remember where each row begins, and what it may not read: (R, 1, room) bool, or None without padding."""
+        """Remember where each row begins, and what it may not read: (R, 1, room) bool."""
         self.padding = padding
-        self.hidden = (self.steps < padding[:, None])[:, None] if bool(padding.any()) else None
+        steps = torch.arange(self.keys[0].shape[2], device=padding.device)
+        self.hidden = ((steps < padding[:, None]) | (steps >= self.length))[:, None]
 
     def _read_prompts(self, ids: Tensor, padding: Tensor, first: int, n: int) -> Tensor:
         """Read (P, S) prompts into the memory from row `first` on, `n` rows each; return states (P, H)."""
         count, size = ids.shape
-        rows, steps = slice(first, first + count * n), self.steps[:size]
+        rows, steps = slice(first, first + count * n), torch.arange(size, device=ids.device)
         positions = (steps - padding[:, None]).clamp(min=0).flatten()
         allowed = None
         if bool(padding.any()):
@@ -87,7 +111,7 @@ class LlamaDecoder:
         def attend(number: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             for memory, part in ((self.keys, keys), (self.values, values)):
                 by_row = part.unflatten(0, (count, size)).repeat_interleave(n, dim=0)
-                memory[number, rows, :, :size] = by_row.transpose(1, 2)
+                memory[number][rows, :, :size] = by_row.transpose(1, 2)
             return attend_whole(self.layers, count, queries, keys, values, allowed)
 
         cos, sin = self.rotations

@@ -58,7 +58,8 @@ class Optimizer:
         """Clip, step, clear the gradients; return the gradient norm before clipping."""
         for name, parameter in self.parameters.items():
             if self._masters[name] is not parameter and parameter.grad is not None:
-                self._masters[name].grad = parameter.grad.float()
+                # One of the two at a time, so that they never exist all twice.
+                self._masters[name].grad, parameter.grad = parameter.grad.float(), None
         norm = nn.utils.clip_grad_norm_(self._masters.values(), self.settings.max_grad_norm)
         for group in self._adam.param_groups:
             group["lr"] = self.learning_rate()
