@@ -15,10 +15,10 @@ from harken.shapes import ModelShape, forward_flops, training_flops
 Phase = Literal["sampling", "scoring", "training"]
 PHASES: tuple[Phase, ...] = ("sampling", "scoring", "training")
 
-OVERHEAD_BYTES = {2: 130 * 10**6, 4: 64 * 10**6}
+OVERHEAD_BYTES = {2: 72 * 10**6, 4: 64 * 10**6}
 """Tokenizer, code and scratch that a process has beyond the libraries it imported, by bytes of a weight.
 
-Measured on a CPU: 30 to 80 MB in fp32, 90 to 190 MB in bf16, whose kernels are compiled while running.
+Measured on a CPU: 30 to 80 MB in fp32, 50 to 130 MB in bf16, whose kernels are compiled while running.
 """
 
 EFFICIENCY: dict[Phase, float] = {"sampling": 0.35, "scoring": 0.4, "training": 0.35}
