@@ -30,12 +30,12 @@ from harken.config import (
     ComputeConfig,
     FixedKl,
     FullConfig,
+    GaeConfig,
     IlqlConfig,
     IlqlLossConfig,
     MaskConfig,
     OptimizerConfig,
     PpoConfig,
-    PpoLossConfig,
     RftConfig,
     SamplingConfig,
     ScoreConfig,
@@ -105,9 +105,9 @@ def open_trunk(model: Path) -> Trunk:
     return Trunk(load_model(model, compute=COMPUTE, chat=CHAT))
 
 
-def rate(peak: float) -> OptimizerConfig:
-    """Return an optimizer with a short warm-up."""
-    return OptimizerConfig(learning_rate=peak, warmup_fraction=0.05)
+def rate(peak: float, eps: float = 1e-8) -> OptimizerConfig:
+    """Return an optimizer with a short warm-up, whose rate then falls to 0."""
+    return OptimizerConfig(learning_rate=peak, warmup_fraction=0.05, eps=eps)
 
 
 def pretrain(graph: Graph, out: Path, seed: int) -> Path:
@@ -139,12 +139,13 @@ def ppo_config(seed: int, **changes: Any) -> PpoConfig:
         "sampling": SamplingConfig(max_new_tokens=LENGTH),
         "kl": FixedKl(coef=0.0),
         "score": ScoreConfig(stop_penalty="none"),
-        # A policy that writes the same way from a start always can no longer find a better one.
-        "loss": PpoLossConfig(entropy_coef=0.01),
+        # Where nearly all walks are perfect, what is left of the advantages is the critic's noise; standardized, it
+        # drove the policy away again.
+        "advantage": GaeConfig(whiten=False),
         "save_every": 1000,
         "tune": FullConfig(),
         # At 3e-4, trlX's rate, one update of a nearly perfect policy may move it by more than a nat a token.
-        "policy_optimizer": rate(1e-4),
+        "policy_optimizer": rate(1e-4, eps=1e-5),
         "critic_optimizer": rate(1e-3),
         "chat": CHAT,
         "compute": COMPUTE,
