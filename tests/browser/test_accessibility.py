@@ -89,6 +89,18 @@ def test_texts_of_people_have_their_own_direction(page: Page, server: Server) ->
     assert page.evaluate("getComputedStyle(document.getElementById('rationale')).direction") == "rtl"
 
 
+def test_a_phone_has_room_for_texts(window: Callable[..., Page], server: Server) -> None:
+    page = window(server, server.session, viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True)
+    project = server.project("rating", [{"prompt": "Room?", "completions": ["a"]}])
+    page.goto(server.address)
+    heights = [page.locator("header").evaluate("(node) => node.offsetHeight")]
+    start(page, server, project)
+    heights.append(page.locator("header").evaluate("(node) => node.offsetHeight"))
+    assert max(heights) < 90, "the header has more than two rows"
+    rows = page.locator(".actions button").evaluate_all("(all) => [...new Set(all.map((one) => one.offsetTop))]")
+    assert len(rows) == 1, "the buttons under an answer need more than a row"
+
+
 def test_nothing_moves_for_who_wants_no_motion(window: Callable[..., Page], server: Server) -> None:
     moving = """() => [...document.querySelectorAll("body *")].filter((node) => {
       const style = getComputedStyle(node);

@@ -53,7 +53,6 @@ def _quick_passwords(monkeypatch: pytest.MonkeyPatch) -> None:  # pyright: ignor
     """Hash passwords with little work; how much real ones get is the library's business."""
     quick = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
     monkeypatch.setattr("harken.feedback.store.accounts._HASHER", quick)
-    monkeypatch.setattr("harken.feedback.store.accounts._NOBODY", quick.hash("nobody"))
 
 
 @pytest.fixture(scope="session")

@@ -51,5 +51,7 @@ def test_long_texts_and_marks_can_be_read_in_whole(tmp_path: Path) -> None:
     house.work.leases.submit(lease.id, ann.id, Given(Spans.model_validate({"spans": [span]})))
     client = house.logged_in("Rita")
     assert "the end" in client.get(f"/projects/{written.id}/review").text
-    assert '<mark dir="auto">a</mark> factual, major' in client.get(f"/projects/{marked.id}/review").text
+    page = client.get(f"/projects/{marked.id}/review").text
+    assert '<mark dir="auto">a</mark> factual, major' in page
+    assert "1 error marked" in page
     house.close()

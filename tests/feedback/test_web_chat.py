@@ -135,6 +135,17 @@ def test_what_was_not_seen_is_not_stored(house: ChatHouse) -> None:
     assert [texts[one].finish_reason for one in judgment.shown] == [None, None]
 
 
+def test_reasons_of_a_vote_are_kept_whole_or_refused(house: ChatHouse) -> None:
+    client = house.logged_in("Ann")
+    events = _say(client, "hello")
+    vote = {**_ends(events), "outcome": "answer", "choice": "tie"}
+    path = f"/chat/turns/{events[0]['id']}/vote"
+    refused = post(client, path, {**vote, "rationale": "x" * 20_001}, accept="application/json")
+    assert (refused.status_code, "at most 20000 characters" in refused.json()["error"]) == (400, True)
+    assert post(client, path, {**vote, "rationale": "x" * 20_000}).status_code == 200
+    assert [one.rationale for one in house.site.store.judgments()] == ["x" * 20_000]
+
+
 def test_nobody_else_sees_stops_or_votes_on_a_turn(house: ChatHouse) -> None:
     ann, bob = house.logged_in("Ann"), house.logged_in("Bob")
     events = _say(ann, "my secret")

@@ -11,13 +11,15 @@ from pydantic import TypeAdapter
 
 from harken.config.project import CorrectionTask, RatingTask, TaskConfig
 from harken.feedback.store import Lease
-from harken.feedback.tasks import TaskLine
+from harken.feedback.tasks import MAX_TEXT, TaskLine
 from harken.feedback.web.kinds import BadForm, fill_form, make_answer
+from harken.feedback.web.security import MAX_FIELD
 from harken.feedback.web.site import STATIC
 from harken.records import (
     Abstention,
     Comparison,
     Correction,
+    DemonstrationAnswer,
     Judgment,
     RankingAnswer,
     RatedAxis,
@@ -177,6 +179,29 @@ def test_each_kind_has_its_files(kind: str) -> None:
     templates = STATIC.parent / "templates" / "kinds"
     assert (templates / f"{kind}.html.jinja").is_file()
     assert (templates / f"{kind}_keys.html.jinja").is_file()
+
+
+def test_a_long_text_can_be_sent_in_any_script_and_one_that_is_too_long_is_told_so(house: House) -> None:
+    client = house.logged_in("Ann")
+    lease = _start(house, "demonstration", client)
+    answer = _send(client, lease, {"text": "x" * (MAX_TEXT + 1)})
+    assert answer.status_code == 422
+    assert f"{MAX_TEXT + 1} characters; at most {MAX_TEXT}" in answer.text
+    long = "\u6f22" * 200_000  # as forms travel nine bytes a letter: more than the 1 MiB that frameworks take
+    assert post(client, f"/tasks/{lease.id}/draft", {"text": long}).status_code == 200
+    assert house.work.leases.get(lease.id, _ann(house)).draft == json.dumps({"text": long}, ensure_ascii=False)
+    assert _send(client, lease, {"text": long}).status_code == 303
+    found = _last(house).answer
+    assert isinstance(found, DemonstrationAnswer)
+    assert found.text == long
+    # A text of that many letters fits whatever the script: at most four bytes, each sent as three.
+    assert MAX_FIELD > 12 * MAX_TEXT
+
+
+def test_what_no_page_sends_is_answered_in_words(house: House) -> None:
+    answer = house.logged_in("Ann").put("/account", headers={"origin": ADDRESS})
+    assert answer.status_code == 405
+    assert "<p>Method Not Allowed.</p>" in answer.text
 
 
 def test_ranks_lose_their_gaps_and_ties_may_be_forbidden(house: House) -> None:

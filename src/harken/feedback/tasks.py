@@ -50,7 +50,8 @@ class TaskLine(Record):
         if isinstance(prompt, list):
             messages = cast("list[Any]", prompt)
             prompt = {"id": content_id("prompt", messages), "messages": messages}
-        line["prompt"] = prompt
+        if prompt is not None:
+            line["prompt"] = prompt
         completions = line.get("completions")
         if isinstance(prompt, dict) and isinstance(completions, list):
             prompt_id = str(cast("dict[str, Any]", prompt).get("id"))

@@ -25,8 +25,6 @@ MAX_PASSWORD = 1000
 _SEEN_STEP_S = 60.0
 """A session's last use is written down at most this often, so that reading pages writes little."""
 _HASHER = PasswordHasher()
-_NOBODY = _HASHER.hash("nobody")
-"""Checked for names that do not exist, so that the time a refusal takes does not tell which names do."""
 # Written once: every request asks these.
 _OF_SESSION = (
     select(people, sessions.c.seen_at)
@@ -116,14 +114,17 @@ class Accounts:
             row = connection.execute(
                 select(people).where(people.c.folded_name == name.strip().casefold())
             ).one_or_none()
-        hashed = row.password_hash if row else _NOBODY
+        if row is None:
+            # As much work as a check, so that the time a refusal takes does not tell which names there are.
+            _HASHER.hash(password[:MAX_PASSWORD])
+            return None
         try:
-            _HASHER.verify(hashed, password[:MAX_PASSWORD])
+            _HASHER.verify(row.password_hash, password[:MAX_PASSWORD])
         except VerificationError:
             return None
-        if row is None or row.disabled_at is not None or row.is_service:
+        if row.disabled_at is not None or row.is_service:
             return None
-        if _HASHER.check_needs_rehash(hashed):
+        if _HASHER.check_needs_rehash(row.password_hash):
             with self._database.writing() as connection:
                 fresh = _HASHER.hash(password)
                 connection.execute(update(people).where(people.c.id == row.id).values(password_hash=fresh))

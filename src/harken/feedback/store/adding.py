@@ -227,11 +227,15 @@ def utc_now(seconds: float | None = None) -> str:
     return datetime.datetime.fromtimestamp(when, datetime.UTC).isoformat(timespec="seconds")
 
 
-ItemT = TypeVar("ItemT")
-
-
 def chunks(items: Iterable[ItemT]) -> Iterator[list[ItemT]]:
     """Yield items in lists short enough for one statement."""
     iterator = iter(items)
     while chunk := list(islice(iterator, _CHUNK)):
         yield chunk
+
+
+def bodies_of(connection: Connection, table: Table, names: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Yield id and JSON of the records of one kind that have these ids, in no order."""
+    for chunk in chunks(names):
+        for row in connection.execute(select(table.c.id, table.c.body).where(table.c.id.in_(chunk))):
+            yield row.id, row.body

@@ -1,12 +1,12 @@
 """What dashboards count of one project: answers by day, by person, and the judgments that statistics read."""
 
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, case, func, select
+from sqlalchemy import case, func, select
 
 from harken.feedback.store import tables
+from harken.feedback.store.adding import bodies_of
 from harken.feedback.store.connect import Database
 from harken.feedback.store.sharing import withdrawn_judgments
 from harken.feedback.store.work_tables import leases
@@ -15,7 +15,6 @@ from harken.records import Completion, Judgment, Record
 DAYS = 28
 """Days that throughput is told for."""
 _DAY_S = 86400
-_CHUNK = 500
 
 
 class Day(Record):
@@ -121,11 +120,7 @@ class Figures:
             bodies = [row.body for row in connection.execute(query) if row.id not in gone]
             judgments = [Judgment.model_validate_json(body) for body in bodies]
             shown = sorted({name for judgment in judgments for name in judgment.shown})
-            return Read(judgments, list(_completions(connection, shown)), num_all)
-
-
-def _completions(connection: Connection, names: list[str]) -> Iterator[Completion]:
-    for start in range(0, len(names), _CHUNK):
-        query = select(tables.completions.c.body).where(tables.completions.c.id.in_(names[start : start + _CHUNK]))
-        for body in connection.execute(query).scalars():
-            yield Completion.model_validate_json(body)
+            texts = [
+                Completion.model_validate_json(body) for _, body in bodies_of(connection, tables.completions, shown)
+            ]
+            return Read(judgments, texts, num_all)

@@ -7,14 +7,11 @@ from typing import NamedTuple
 from sqlalchemy import Connection, select
 
 from harken.config.project import ProjectConfig
-from harken.feedback.store.adding import Adding
+from harken.feedback.store.adding import Adding, bodies_of, chunks
 from harken.feedback.store.connect import Database
 from harken.feedback.store.tables import completions, judgments, prompts, shown
 from harken.feedback.store.work_tables import projects, tasks
 from harken.records import Completion, Judgment, Prompt
-
-_CHUNK = 500
-"""Ids looked up at once; SQLite allows at least 999 values in one statement."""
 
 
 class AskedPair(NamedTuple):
@@ -38,8 +35,9 @@ def asked_pairs(database: Database, project_id: str | None) -> list[AskedPair]:
         if project_id is None:
             found |= set(_of_judgments(connection))
         names = sorted({name for pair in found for name in pair})
-        texts = {one.id: one for one in _completions(connection, names)}
-        asked = {one.id: one for one in _prompts(connection, sorted({one.prompt_id for one in texts.values()}))}
+        texts = {name: Completion.model_validate_json(body) for name, body in bodies_of(connection, completions, names)}
+        of_prompts = bodies_of(connection, prompts, {one.prompt_id for one in texts.values()})
+        asked = {name: Prompt.model_validate_json(body) for name, body in of_prompts}
     return [AskedPair(asked[texts[one].prompt_id], texts[one], texts[other]) for one, other in sorted(found)]
 
 
@@ -70,37 +68,22 @@ def _of_judgments(connection: Connection) -> Iterator[tuple[str, str]]:
         yield min(pair), max(pair)
 
 
-def _completions(connection: Connection, names: Sequence[str]) -> Iterator[Completion]:
-    for start in range(0, len(names), _CHUNK):
-        query = select(completions.c.body).where(completions.c.id.in_(names[start : start + _CHUNK]))
-        yield from (Completion.model_validate_json(body) for body in connection.execute(query).scalars())
-
-
-def _prompts(connection: Connection, names: Sequence[str]) -> Iterator[Prompt]:
-    for start in range(0, len(names), _CHUNK):
-        query = select(prompts.c.body).where(prompts.c.id.in_(names[start : start + _CHUNK]))
-        yield from (Prompt.model_validate_json(body) for body in connection.execute(query).scalars())
-
-
 def known_judgments(database: Database, names: Sequence[str]) -> set[str]:
     """Return which of these ids are judgments in the store."""
     with database.reading() as connection:
         return {
             name
-            for start in range(0, len(names), _CHUNK)
-            for name in connection.execute(
-                select(judgments.c.id).where(judgments.c.id.in_(names[start : start + _CHUNK]))
-            ).scalars()
+            for chunk in chunks(names)
+            for name in connection.execute(select(judgments.c.id).where(judgments.c.id.in_(chunk))).scalars()
         }
 
 
 def drawn_completions(database: Database, asked: Collection[Prompt], model: str) -> list[Completion]:
     """Return the completions of these prompts that a model has in the store."""
-    names = [prompt.id for prompt in asked]
     found: list[Completion] = []
     with database.reading() as connection:
-        for start in range(0, len(names), _CHUNK):
-            query = select(completions.c.body).where(completions.c.prompt_id.in_(names[start : start + _CHUNK]))
+        for chunk in chunks(prompt.id for prompt in asked):
+            query = select(completions.c.body).where(completions.c.prompt_id.in_(chunk))
             records = (Completion.model_validate_json(body) for body in connection.execute(query).scalars())
             found += [record for record in records if record.model == model]
     return found

@@ -2,13 +2,13 @@
 
 import dataclasses
 from collections.abc import Iterator
-from itertools import islice
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, select
 
 from harken.feedback.privacy.keys import Keys
 from harken.feedback.privacy.redact import Redactor
+from harken.feedback.store.adding import bodies_of, chunks
 from harken.feedback.store.conversations import conversation_prompts
 from harken.feedback.store.people_tables import withdrawals
 from harken.feedback.store.tables import completions, judgments, prompts
@@ -16,8 +16,6 @@ from harken.records import Completion, Judge, Judgment, Prompt, Timing
 
 FREE_TEXT = ("critique", "correction", "demonstration")
 """Types of answers that are texts written by the judge."""
-
-_CHUNK = 500
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,10 +85,8 @@ class SharedBodies:
             gone |= left_out
         ids = self._connection.execute(select(judgments.c.id)).scalars()
         names = sorted((self._name(found), found) for found in ids if found not in gone)
-        iterator = iter(names)
-        while chunk := list(islice(iterator, _CHUNK)):
-            query = select(judgments.c.id, judgments.c.body).where(judgments.c.id.in_([old for _, old in chunk]))
-            bodies = {row.id: row.body for row in self._connection.execute(query)}
+        for chunk in chunks(names):
+            bodies = dict(bodies_of(self._connection, judgments, (old for _, old in chunk)))
             for name, old in chunk:
                 yield self._judgment(name, bodies[old], gone).model_dump_json(exclude_none=True)
 

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 from pydantic import ConfigDict
-from sqlalchemy import Connection, Select, func, select
+from sqlalchemy import Select, func, select
 
 from harken.feedback.store import tables
 from harken.feedback.store.accounts import Person
-from harken.feedback.store.adding import utc_now
+from harken.feedback.store.adding import bodies_of, utc_now
 from harken.feedback.store.audit import record, reference
 from harken.feedback.store.connect import Database
 from harken.feedback.store.people_tables import exports
@@ -132,16 +132,9 @@ class Streams:
                 for row in rows:
                     names += [row.prompt_id] if what == "prompts" else json.loads(row.completion_ids)
                 new = [name for name in dict.fromkeys(names) if name not in seen]
-                bodies = dict(_bodies(connection, table, new))
+                bodies = dict(bodies_of(connection, table, new))
             if not rows:
                 return
             yield from (bodies[name] for name in new)
             seen.update(new)
             after = rows[-1].position
-
-
-def _bodies(connection: Connection, table: Any, names: list[str]) -> Iterator[tuple[str, str]]:
-    for start in range(0, len(names), _CHUNK):
-        query = select(table.c.id, table.c.body).where(table.c.id.in_(names[start : start + _CHUNK]))
-        for row in connection.execute(query):
-            yield row.id, row.body

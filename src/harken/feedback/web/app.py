@@ -143,6 +143,6 @@ def _status(error: Exception) -> tuple[int, str, str]:
         case HTTPException(status_code=404):
             return 404, "There is no such page", "Check the address, or go back to the start."
         case HTTPException():
-            return error.status_code, "This could not be done", text
+            return error.status_code, "This could not be done", f"{error.detail}."
         case _:
             return 500, "Something went wrong", "This is a mistake in Harken, not yours."

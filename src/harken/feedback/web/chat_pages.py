@@ -10,6 +10,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
 
 from harken.config.project import ComparisonTask
@@ -20,7 +21,7 @@ from harken.feedback.web.kinds import BadForm, make_answer
 from harken.feedback.web.render import plain, rich
 from harken.feedback.web.security import FormDep, Worker, limit, text_of, texts_of
 from harken.feedback.web.site import Site, SiteDep
-from harken.feedback.web.work_pages import MAX_NOTE
+from harken.feedback.web.work_pages import note_of
 from harken.records import Comparison, Message
 
 router = APIRouter(prefix="/chat")
@@ -201,30 +202,27 @@ def keep(site: SiteDep, form: FormDep, person: Worker, turn_id: str) -> Response
 def vote(site: SiteDep, form: FormDep, person: Worker, turn_id: str) -> Response:
     """Save a vote, at any time: what the person has seen of the answers by then is what is stored."""
     limit(site, f"submit {person.id}", most=300, window_s=60)
-    fields = texts_of(form)
     turn = _own_turn(site, person.id, turn_id)
     if turn is not None:
-        _answer(site, fields, turn.completions())  # refuse what is no vote before the models are stopped
+        _given(site, form, turn.completions())  # refuse what is no vote before the models are stopped
         turn.cut(_seen(form))
         _record(site, turn)
     lease = site.leases.get(turn_id, person.id)
-    answer = _answer(site, fields, lease.completions)
-    rationale = text_of(form, "rationale").replace("\r\n", "\n").strip()[:MAX_NOTE]
-    judgment = site.leases.submit(turn_id, person.id, Given(answer, rationale))
+    judgment = site.leases.submit(turn_id, person.id, _given(site, form, lease.completions))
     return JSONResponse({"receipt": judgment.id, "names": [one.model for one in lease.completions]})
 
 
-def _answer(site: Site, fields: dict[str, str], completions: Sequence[Any]) -> Comparison:
+def _given(site: Site, form: FormData, completions: Sequence[Any]) -> Given:
     task = site.projects.get(_room(site).project_id).config.task
     assert isinstance(task, ComparisonTask), "the live chat has a project of comparisons"
     try:
-        answer = make_answer(task, fields, tuple(completions))
+        given = Given(make_answer(task, texts_of(form), tuple(completions)), note_of(form, "rationale"))
     except BadForm as error:
         raise NotReady(f"{error}") from error
-    assert isinstance(answer, Comparison)
-    if answer.outcome == "win" and len({one.message.content for one in completions}) == 1:
+    is_win = isinstance(given.answer, Comparison) and given.answer.outcome == "win"
+    if is_win and len({one.message.content for one in completions}) == 1:
         raise NotReady("Both answers are the same text; choose “equally good”, or both bad.")
-    return answer
+    return given
 
 
 def _seen(form: Any) -> list[int]:

@@ -26,6 +26,8 @@ API = "/api"
 SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
 MAX_BODY = 64 * 1024 * 1024
 """Largest request in bytes; a file of tasks is the largest that should come."""
+MAX_FIELD = 16 * 1024 * 1024
+"""Largest field of a form in bytes as it comes: the longest text, when each of its letters takes twelve."""
 _HEADERS = {
     "content-security-policy": CSP,
     "x-content-type-options": "nosniff",
@@ -137,14 +139,14 @@ async def _refuse_forged(request: Request, site: Site) -> None:
     if request.headers.get("origin") != site.address:
         found = request.headers.get("origin", "none")
         raise Forbidden(f"this request came from {found}; open the app at {site.address} and try again")
-    given = request.headers.get("x-csrf-token") or (await request.form()).get("csrf", "")
+    given = request.headers.get("x-csrf-token") or (await read_form(request)).get("csrf", "")
     if not request.state.cookie or not hmac.compare_digest(str(given).encode(), request.state.csrf.encode()):
         raise Forbidden("this form is too old or not yours; reload the page and try again")
 
 
 async def read_form(request: Request) -> FormData:
     """Return the fields of a form; a handler that waits for nothing cannot read them itself."""
-    return await request.form()
+    return await request.form(max_part_size=MAX_FIELD)
 
 
 FormDep = Annotated[FormData, Depends(read_form)]

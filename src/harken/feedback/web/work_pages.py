@@ -150,10 +150,7 @@ def given_of(lease: Lease, form: FormData, fields: dict[str, str]) -> Given:
     """
     config = lease.project.config
     answer = make_answer(config.task, fields, lease.completions, lease.prompt)
-    rationale = text_of(form, "rationale").replace("\r\n", "\n").strip()
-    note = text_of(form, "flag_note").replace("\r\n", "\n").strip()
-    if len(rationale) > MAX_NOTE or len(note) > MAX_NOTE:
-        raise BadForm(f"Reasons and notes have at most {MAX_NOTE} characters. Shorten yours; it is still here.")
+    rationale, note = note_of(form, "rationale"), note_of(form, "flag_note")
     if config.rationale == "required" and not rationale and fields.get("outcome") == "answer":
         raise BadForm("Say why in a few words: this project asks for the reasons.")
     reason = text_of(form, "flag_reason")
@@ -167,6 +164,18 @@ def given_of(lease: Lease, form: FormData, fields: dict[str, str]) -> Given:
         active_s=_seconds(text_of(form, "active_s")),
         replaces=text_of(form, "replaces") or None,
     )
+
+
+def note_of(form: FormData, name: str) -> str:
+    """Return what was written beside an answer.
+
+    Raises:
+        BadForm: it is too long.
+    """
+    text = text_of(form, name).replace("\r\n", "\n").strip()
+    if len(text) > MAX_NOTE:
+        raise BadForm(f"Reasons and notes have at most {MAX_NOTE} characters. Shorten yours; it is still here.")
+    return text
 
 
 def _seconds(text: str) -> float | None:

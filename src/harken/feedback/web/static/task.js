@@ -1,4 +1,4 @@
-// What every task page does: keys, drafts, time, sending. A kind's own script imports `onKey` and `changed` from here.
+// What every task page does: keys, drafts, time, sending. A kind's own script imports `onKey`, `written` and `changed` from here.
 
 const form = document.getElementById("answer");
 const trouble = document.getElementById("trouble");
@@ -98,6 +98,14 @@ form.addEventListener("submit", send);
 // --- keys
 const listeners = [];
 export function onKey(listener) { listeners.push(listener); }
+// An answer that is written: a key goes to its box.
+export function written(box) {
+  onKey((event) => {
+    if (event.key !== "e" || event.altKey) return false;
+    box.focus();
+    return true;
+  });
+}
 const keysOn = document.getElementById("keys-on");
 keysOn.checked = remembered("keys") !== "off";
 keysOn.addEventListener("change", () => remember("keys", keysOn.checked ? "on" : "off"));

@@ -1,4 +1,4 @@
-import { onKey } from "../task.js";
+import { written } from "../task.js";
 
 // Live difference by words: longest common subsequence, for texts that are not too long for it.
 const box = document.getElementById("text");
@@ -39,9 +39,5 @@ function show() {
   view.hidden = !found.some(([name, list]) => name && list.length);
 }
 box.addEventListener("input", show);
-onKey((event) => {
-  if (event.key !== "e" || event.altKey) return false;
-  box.focus();
-  return true;
-});
+written(box);
 show();

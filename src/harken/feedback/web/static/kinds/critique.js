@@ -1,9 +1,5 @@
-import { onKey } from "../task.js";
+import { written } from "../task.js";
 
 const box = document.getElementById("text");
-onKey((event) => {
-  if (event.key !== "e" || event.altKey) return false;
-  box.focus();
-  return true;
-});
+written(box);
 if (!box.value) box.focus({ preventScroll: true });
