@@ -286,6 +286,20 @@ def check_round_trips(target: Target, kind: str, folder: Path, *, max_examples: 
     round_trip()
 
 
+def test_a_demonstration_that_two_people_wrote_is_one_and_said_to_be(tmp_path: Path) -> None:
+    prompt = make_prompt([Message(role="user", content="2 + 2?")])
+    given_by = [
+        make_judgment((name,), prompt, (), DemonstrationAnswer(text="4"), judge=Judge(id=name, kind="person"))
+        for name in ("ann", "bob")
+    ]
+    entry = Entry(1, prompt, (), tuple(given_by))
+    planned = plan([entry], "harken-demonstrations", Style())
+    assert planned.num_rows == 1
+    assert "1 judgments cannot be written: another says the same of the same prompt" in planned.losses
+    written = write([entry], tmp_path / "data.jsonl", "harken-demonstrations", Style(), {})
+    assert (written.num_rows, written.left_out) == (1, planned.left_out)
+
+
 def test_ties_both_ways_are_two_pairs_and_nothing_else(tmp_path: Path) -> None:
     prompt = make_prompt([Message(role="user", content="a")])
     both = [make_completion(prompt, text) for text in "bc"]

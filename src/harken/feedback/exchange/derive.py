@@ -69,6 +69,13 @@ def pairs_of(entry: Entry) -> Iterator[PreferencePair]:
         )
 
 
+def num_repeated(entry: Entry) -> int:
+    """Return how many demonstrations and corrections say what another one of the entry says."""
+    answers = [judgment.answer for judgment in entry.judgments]
+    texts = [answer.text for answer in answers if isinstance(answer, DemonstrationAnswer | Correction)]
+    return len(texts) - len(set(texts))
+
+
 def demonstrations_of(entry: Entry) -> Iterator[Demonstration]:
     """Yield what an entry shows to imitate: demonstrations, corrections, and completions that won or rank first."""
     texts: dict[str, None] = {}

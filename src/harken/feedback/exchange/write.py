@@ -24,7 +24,7 @@ from harken.feedback.exchange import (
     table,
     trl,
 )
-from harken.feedback.exchange.derive import demonstrations_of, pairs_of
+from harken.feedback.exchange.derive import demonstrations_of, num_repeated, pairs_of
 from harken.feedback.exchange.entry import BadRow, Entry, Row
 from harken.feedback.exchange.facts import ANSWERS, Fact, answer_fact, facts_of
 from harken.feedback.exchange.files import write_rows
@@ -257,6 +257,8 @@ def _rows(
             if entry.prompt.id in seen:
                 continue
             seen.add(entry.prompt.id)
+        if target == "harken-demonstrations" and (again := num_repeated(entry)):
+            left_out["another says the same of the same prompt"] += again
         for one in [entry] if target in _GROUPED | _OWN else _single(entry):
             try:
                 rows = _row(one, target, style, writer)
