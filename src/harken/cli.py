@@ -29,6 +29,9 @@ from harken.cli_stages import evaluate, preferences, reward, score, sft
 from harken.cli_ui import ui
 from harken.errors import HarkenError
 
+WHOLE = 1000
+"""Characters that no sentence reaches."""
+
 INTERRUPTED = 130
 """What typer returns after Ctrl-C."""
 
@@ -44,24 +47,40 @@ EXTRAS = {
 }
 """Optional package -> the extra that brings it."""
 
-ORDER = ("demo", "run", "init", "generate", "collect")
+SECTIONS = {
+    "The whole loop": ("demo", "run", "init"),
+    "Judgments of people": ("ui", "collect", "preferences", "data"),
+    "Models to start from": ("sft", "reward"),
+    "Policies that earn reward": ("ppo", *KIN, "rft"),
+    "Policies from preferences": ("dpo", "ipo", "kto", "orpo", "simpo", "cpo", "online-dpo", "ilql"),
+    "What a model is worth": ("generate", "score", "evaluate", "report", "export"),
+    "This machine": ("plan", "bench", "doctor"),
+}
+"""Heading in `harken --help` -> its commands."""
 
 # typer wraps click, in new versions a copy of its own; the class is found with either.
 UsageProblem: type[Exception] = typer.BadParameter.__mro__[2]
 
 
-class InOrder(TyperGroup):
-    """A group that lists its commands in the order of the loop."""
+class InSections(TyperGroup):
+    """A group that lists its commands by what they are for, in the order of the loop."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """Return the commands' names: those of `ORDER` first."""
-        names = super().list_commands(ctx)
-        return sorted(names, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
+        """Return the commands' names."""
+        return [name for names in SECTIONS.values() for name in names]
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write each section with the first sentence of its commands' help, which click would cut off."""
+        width = max(map(len, self.list_commands(ctx)))
+        for heading, names in SECTIONS.items():
+            with formatter.section(heading):
+                rows = [(name.ljust(width), self.commands[name].get_short_help_str(WHOLE)) for name in names]
+                formatter.write_dl(rows)
 
 
 app = typer.Typer(
     name="harken",
-    cls=InOrder,
+    cls=InSections,
     help="Turn what people say about a language model's completions into a better model.",
     epilog=examples(
         "harken demo",

@@ -33,7 +33,7 @@ JudgeOption = Annotated[
 KIN = {
     "rloo": "Train a policy with RLOO: each completion against the mean of the others of its prompt.",
     "grpo": "Train a policy with GRPO: each completion against its group, in units of the group's spread.",
-    "dr-grpo": "Train a policy with Dr. GRPO: GRPO without the division by spread and length.",
+    "dr-grpo": "Train a policy with GRPO without its divisions by spread and length (arXiv:2503.20783).",
     "reinforce-pp": "Train a policy with REINFORCE++: sums of the rewards to come, standardized over the batch.",
     "remax": "Train a policy with ReMax: each completion against the greedy one.",
     "gspo": "Train a policy with GSPO: GRPO with one ratio for each completion.",

@@ -39,6 +39,15 @@ def test_all_commands_of_the_contract_are_there() -> None:
     assert {path[1] for path in COMMANDS if path[0] == "data"} == {"check", "convert"}
 
 
+def test_the_list_of_commands_names_each_once_with_a_whole_sentence() -> None:
+    top: Any = typer.main.get_command(app)
+    listed = top.list_commands(None)
+    assert sorted(listed) == sorted(top.commands)
+    words = " ".join(call("--help").out.split())
+    for name, command in top.commands.items():
+        assert f"{name} {' '.join(command.help.split()).partition('. ')[0].rstrip('.')}" in words
+
+
 @pytest.mark.parametrize("path", COMMANDS, ids="-".join)
 @pytest.mark.parametrize("columns", ["80", "40"])
 def test_help_shows_examples_in_wide_and_narrow_terminals(
