@@ -1,6 +1,7 @@
 """Chunked log-probabilities and the two halves of the sampler."""
 
 import math
+import weakref
 
 import pytest
 import torch
@@ -65,8 +66,10 @@ def test_chunks_change_neither_values_nor_gradients(chunk_tokens: int) -> None:
 
 
 @pytest.mark.parametrize("chunk_tokens", [1, 3, 1000])
-@pytest.mark.parametrize("with_grad", [True, False])
-def test_no_more_logits_than_a_chunk_exist_forward_and_backward(chunk_tokens: int, with_grad: bool) -> None:
+@pytest.mark.parametrize(("with_grad", "learns"), [(False, False), (True, False), (True, True)])
+def test_no_more_logits_than_a_chunk_exist_forward_and_backward(
+    chunk_tokens: int, with_grad: bool, learns: bool
+) -> None:
     hidden, weight, ids = model()
     rows: list[int] = []
 
@@ -76,31 +79,52 @@ def test_no_more_logits_than_a_chunk_exist_forward_and_backward(chunk_tokens: in
 
     with torch.set_grad_enabled(with_grad):
         hidden.requires_grad_(with_grad)
+        weight.requires_grad_(learns)
         result = token_logprobs(hidden, ids, MASK, logits_fn, chunk_tokens=chunk_tokens)
     num_tokens = 11
     num_chunks = math.ceil(num_tokens / chunk_tokens)
-    assert len(rows) == num_chunks
+    assert sum(count > 0 for count in rows) == num_chunks
     assert sum(rows) == num_tokens
     if with_grad:
         result.logprobs.sum().backward()
-        # Each chunk is computed again in the backward pass: nothing of it was kept.
-        assert len(rows) == 2 * num_chunks
-        assert sum(rows) == 2 * num_tokens
+        # Where the output layer learns, each chunk is computed again in the backward pass: nothing of it was kept.
+        assert sum(rows) == num_tokens * (2 if learns else 1)
     assert max(rows) <= chunk_tokens
 
 
-def test_no_logits_are_kept_for_the_backward_pass() -> None:
+@pytest.mark.parametrize("chunk_tokens", [1, 3, 1000])
+def test_an_output_layer_that_does_not_learn_gives_the_same_gradients(chunk_tokens: int) -> None:
     hidden, weight, ids = model()
-    sizes: list[int] = []
+    coefficients = torch.linspace(-1, 2, MASK.numel(), dtype=torch.float64).view(MASK.shape)
+    gradients: list[Tensor] = []
+    for is_chunked in (True, False):
+        h = hidden.clone().requires_grad_()
+        logprobs = plain(h, weight, ids, 0.6)[0]
+        if is_chunked:
+            logprobs = token_logprobs(
+                h, ids, MASK, lambda states: states @ weight.T, temperature=0.6, chunk_tokens=chunk_tokens
+            ).logprobs
+        # Not linear, so that the loss's gradient is known only after the log-probabilities.
+        gradients += torch.autograd.grad((logprobs.exp() * coefficients).sum().square(), h)
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+@pytest.mark.parametrize("learns", [False, True])
+def test_no_logits_are_kept_for_the_backward_pass(learns: bool) -> None:
+    hidden, weight, ids = model()
+    saved: list[weakref.ref[Tensor]] = []
 
     def pack(x: Tensor) -> Tensor:
-        sizes.append(x.numel())
+        saved.append(weakref.ref(x))
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        states = hidden.requires_grad_()
-        token_logprobs(states, ids, MASK, lambda h: h @ weight.T, chunk_tokens=1000)
-    assert max(sizes, default=0) < 11 * 11  # 11 tokens, vocabulary 11
+        states, learned = hidden.requires_grad_(), weight.requires_grad_(learns)
+        result = token_logprobs(states, ids, MASK, lambda h: h @ learned.T, chunk_tokens=1000)
+    kept = [x.numel() for reference in saved if (x := reference()) is not None]
+    assert kept
+    assert max(kept) < 11 * 11  # 11 tokens, vocabulary 11
+    assert result.logprobs.requires_grad
 
 
 def test_padding_columns_rows_and_row_order_change_no_logprob() -> None:

@@ -4,8 +4,9 @@ The shift by one (the state before a token predicts it) happens in ``preceding_s
 else. ``sampling_logprobs`` and ``inverse_cdf_sample`` draw tokens from the same distribution.
 """
 
+import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -92,15 +93,16 @@ def token_logprobs(
 ) -> TokenLogprobs:
     """Log-probability (and entropy, and exact KL) of every completion token, in chunks of tokens.
 
-    At most ``chunk_tokens`` rows of logits exist at a time, forward and backward: with gradients
-    enabled each chunk is recomputed in the backward pass.
+    At most ``chunk_tokens`` rows of logits exist at a time, forward and backward: where the output layer learns, or
+    more than log-probabilities is wanted, each chunk is recomputed in the backward pass; else it is read once.
 
     Args:
         hidden_BSH: (B, S, H), states after each token, any float type.
         ids_BS: (B, S) long.
         completion_mask_BS: (B, S) bool, True = completion token; False at index 0.
-        logits_fn: states (N, H) to logits (N, V), called once per chunk (with N = 0 if no token is masked, so that the
-            result always has a gradient). With a mask the softmax is over what may be drawn, and the token that was.
+        logits_fn: states (N, H) to logits (N, V), each row by itself; called once per chunk, and with N = 0 to see
+            whether it learns and so that the result always has a gradient. With a mask the softmax is over what may be
+            drawn, and the token that was.
         temperature: logits are divided by it, as in sampling; above zero.
         chunk_tokens: rows per call of ``logits_fn``, at least 1.
         with_entropy: also compute -sum p log p over the vocabulary, differentiable.
@@ -135,23 +137,52 @@ def token_logprobs(
             log_mass = inside.logsumexp(dim=-1) - logits.logsumexp(dim=-1)
         return logprobs, entropy, kl, log_mass
 
-    found = _in_chunks(one_chunk, (states, token_ids, ref_states), chunk_tokens)
+    is_alone = not with_entropy and support_fn is None and reference is None
+    if is_alone and states.requires_grad and not output(states[:0].detach()).requires_grad:
+        read: Callable[..., Parts] = functools.partial(_read_once, one_chunk)
+    else:
+        read = functools.partial(_read_again, one_chunk)
+    found = _in_chunks(read, (states, token_ids, ref_states), chunk_tokens)
     logprobs, entropy, kl, log_mass = (_scatter(list(part), completion_mask_BS) for part in zip(*found, strict=True))
     found_kl, found_mass = (None if reference is None else kl), (None if support_fn is None else log_mass)
     return TokenLogprobs(logprobs, entropy if with_entropy else None, found_kl, found_mass)
 
 
-def _in_chunks(read: Callable[[Tensor, Tensor, Tensor], Parts], rows: Sequence[Tensor], size: int) -> list[Parts]:
-    """Read rows in chunks; with gradients enabled each is recomputed in the backward pass."""
+def _in_chunks(read: Callable[..., Parts], rows: Sequence[Tensor], size: int) -> list[Parts]:
+    """Read rows in chunks."""
     if size < 1:
         raise ValueError(f"chunk_tokens is {size}, expected at least 1")
-    found: list[Parts] = []
-    for chunk in zip(*(_chunks(x, size) for x in rows), strict=True):
-        if torch.is_grad_enabled():
-            found.append(cast(Parts, checkpoint(read, *chunk, use_reentrant=False)))
-        else:
-            found.append(read(*chunk))
-    return found
+    return [read(*chunk) for chunk in zip(*(_chunks(x, size) for x in rows), strict=True)]
+
+
+def _read_again(read: Callable[..., Parts], *chunk: Tensor) -> Parts:
+    """Keep nothing of a chunk for the backward pass, which reads it again."""
+    return cast(Parts, checkpoint(read, *chunk, use_reentrant=False)) if torch.is_grad_enabled() else read(*chunk)
+
+
+def _read_once(read: Callable[..., Parts], states: Tensor, *others: Tensor) -> Parts:
+    """Keep the slope of each log-probability, whatever the loss will make of it, and nothing of the logits."""
+    logprobs = cast(Tensor, _ReadOnce.apply(states, lambda own: read(own, *others)[0]))
+    rest = logprobs.detach()
+    return logprobs, rest, rest, rest
+
+
+class _ReadOnce(torch.autograd.Function):
+    """Log-probabilities (N,) of states (N, H): each depends on its own state only, so the sum's gradient is theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, logprobs_fn: Callable[[Tensor], Tensor]) -> Tensor:
+        with torch.enable_grad():
+            own = states.detach().requires_grad_()
+            logprobs = logprobs_fn(own)
+            (slope,) = torch.autograd.grad(logprobs.sum(), own)
+        ctx.save_for_backward(slope)
+        return logprobs.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (slope,) = ctx.saved_tensors
+        return (slope * grads[0][:, None]).to(slope.dtype), None
 
 
 def sampling_logprobs(logits_NV: Tensor, *, temperature: float, top_k: int, top_p: float) -> Tensor:
