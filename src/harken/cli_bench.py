@@ -180,7 +180,8 @@ def _gpu(memory: float, tflops: float, bandwidth: float) -> "Device":
 
 
 def _here(precision: Literal["bfloat16", "float32"], job: "Job") -> tuple["Device", "Job"]:
-    """Measure this machine; on a CPU, short rows in bf16 take plain attention, which keeps its weights."""
+    """Measure this machine; a CPU keeps other things in memory than a GPU."""
+    from harken.core.logprobs import CACHED_LOGITS
     from harken.lm.attention import SHORT
     from harken.lm.load import pick_device, pick_dtype
     from harken.lm.machine import available_memory, matrix_rate, memory_bandwidth
@@ -188,8 +189,9 @@ def _here(precision: Literal["bfloat16", "float32"], job: "Job") -> tuple["Devic
 
     device = pick_device("auto")
     dtype = pick_dtype(precision, device)
-    if device.type == "cpu" and precision == "bfloat16":
-        job = dataclasses.replace(job, plain_attention_up_to=SHORT)
+    if device.type == "cpu":
+        short = SHORT if precision == "bfloat16" else 0
+        job = dataclasses.replace(job, fp32_logits=CACHED_LOGITS, plain_attention_up_to=short)
     return Device(available_memory(device), matrix_rate(dtype, device), memory_bandwidth(device)), job
 
 

@@ -52,8 +52,10 @@ class Job:
     """Positions of one forward pass without gradients."""
     microbatch_tokens: int = 2048
     """Positions of one forward and backward pass."""
-    chunk_tokens: int = 128
+    chunk_tokens: int = 256
     """Tokens whose logits exist at the same time."""
+    fp32_logits: int | None = None
+    """Logits that are fp32 at the same time, where a CPU goes over some rows of a chunk; None = all of a chunk."""
     plain_attention_up_to: int = 0
     """Longest row whose attention weights are kept for the backward pass; 0 where attention is always fused."""
 
@@ -141,8 +143,8 @@ def working_bytes(shape: ModelShape, job: Job, phase: Phase) -> dict[str, int]:
             return {"key-value cache": cache, "pass": max(prefill, drawing)}
         case "scoring":
             rows = min(job.batch, max(1, job.scoring_tokens // job.row_tokens))
-            # Logits, log-probabilities, and what their entropy is added up from, five tensors, all fp32.
-            logits = 5 * 4 * min(job.chunk_tokens, rows * job.row_tokens) * shape.vocabulary
+            # Logits, and in fp32: they, log-probabilities, and what their entropy is added up from.
+            logits = _logits(shape, job, rows * job.row_tokens, tensors=1, fp32_tensors=5)
             return {"pass": max(_one_layer(shape, job, rows * job.row_tokens), logits)}
         case "training":
             return _training(shape, job)
@@ -155,11 +157,18 @@ def _one_layer(shape: ModelShape, job: Job, positions: int) -> int:
     return positions * (2 * job.weight_bytes * shape.hidden + max(attention, feed_forward))
 
 
+def _logits(shape: ModelShape, job: Job, positions: int, *, tensors: int, fp32_tensors: int) -> int:
+    """Return bytes of a chunk's logits: so many tensors in the type of the weights, and so many in fp32."""
+    count = min(job.chunk_tokens, positions) * shape.vocabulary
+    in_fp32 = count if job.fp32_logits is None else min(count, job.fp32_logits)
+    return job.weight_bytes * tensors * count + 4 * fp32_tensors * in_fp32
+
+
 def _training(shape: ModelShape, job: Job) -> dict[str, int]:
     positions, adapted = job.training_positions, _adapted(shape, job)
     kept = positions * kept_for_backward(adapted, job) + joined_bytes(adapted, job)
-    # Logits, log-probabilities and their gradient of one chunk, all fp32.
-    logits = 3 * 4 * min(job.chunk_tokens, positions) * shape.vocabulary
+    # Logits and their gradient, and in fp32: logits, what the normalizer is added up from, the gradient.
+    logits = _logits(shape, job, positions, tensors=2, fp32_tensors=3)
     if job.tune == "lora":
         gradients = 4 * job.trained_roles * adapted.adapter_parameters(job.rank)
         return {"gradients": gradients, "kept for backward": kept, "logits": logits}

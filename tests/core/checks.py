@@ -19,12 +19,15 @@ CHECKS: dict[str, list[Callable[[ModuleType], None]]] = {
     "logprobs": [
         low.check_token_logprobs,
         low.check_token_logprobs_by_hand,
+        low.check_logprob_gradient,
         offline.check_token_logprobs_of_some_tokens,
+        kin.check_token_kl,
+    ],
+    "drawing": [
         offline.check_nucleus,
         low.check_sampling_logprobs,
         low.check_inverse_cdf,
         low.check_draw_tokens,
-        kin.check_token_kl,
     ],
     "kl": [
         low.check_kl_estimators,

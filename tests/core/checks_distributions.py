@@ -79,6 +79,26 @@ def check_token_logprobs_by_hand(module: ModuleType) -> None:
     assert module.token_logprobs(hidden, ids, flags(".x"), lambda h: h).entropy is None
 
 
+def check_logprob_gradient(module: ModuleType) -> None:
+    # At temperature 1/2 softmax gives (9/10, 1/10) for (ln 3, 0) and (1/2, 1/2) for (0, 0). The gradient of a token's
+    # log-probability is its one-hot row less the softmax, over the temperature: (-1.8, 1.8) and (1, -1).
+    given = torch.tensor([7.0, 3.0, 1.0], dtype=torch.float64)
+    ids = torch.tensor([[0, 1, 0]])
+    for rows, learns in ((2, False), (2, True), (1, False), (1, True)):
+        scale = torch.ones(2, dtype=torch.float64, requires_grad=learns)
+        hidden = torch.tensor([[[math.log(3), 0.0], [0.0, 0.0], [5.0, 5.0]]], dtype=torch.float64, requires_grad=True)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, "CACHED_LOGITS", 2 * rows)  # gone over at a time
+            read = module.token_logprobs(hidden, ids, flags(".xx"), lambda h, s=scale: h * s, temperature=0.5)
+            (read.logprobs * given).sum().backward()
+        close(read.logprobs, [[0.0, math.log(0.1), math.log(0.5)]])
+        assert hidden.grad is not None
+        close(hidden.grad, [[[-5.4, 5.4], [1.0, -1.0], [0.0, 0.0]]])
+        assert (scale.grad is not None) == learns
+        if scale.grad is not None:
+            close(scale.grad, [-5.4 * math.log(3), 0.0])
+
+
 def sampling_probs(module: ModuleType, probs: list[float], temperature: float, top_k: int, top_p: float) -> Tensor:
     """Probabilities the sampler would use for a row of probabilities, (1, V)."""
     logits = torch.tensor([probs], dtype=torch.float64).log()
@@ -131,15 +151,17 @@ def check_draw_tokens(module: ModuleType) -> None:
     logits = 2 * torch.tensor([[0.2, 0.0, 0.3, 0.5]], dtype=torch.float64).log() + 5
     uniforms = torch.tensor([0.0, 0.199, 0.201, 0.499, 0.501, 0.9], dtype=torch.float64)
     options = {"temperature": 2.0, "top_k": 0, "top_p": 1.0}
-    for rows in (6, 4, 1):  # gone over at a time
-        module._CACHED_LOGITS = 4 * rows  # pyright: ignore[reportAttributeAccessIssue]
-        tokens, logprobs = module.draw_tokens(logits.expand(6, -1), uniforms, **options)
-        close(tokens, [0, 0, 2, 2, 3, 3])
-        close(logprobs.exp(), [0.2, 0.2, 0.3, 0.3, 0.5, 0.5])
     broken = logits.repeat(6, 1)
     broken[4] = math.nan
-    with pytest.raises(ValueError, match=r"rows \[4\] hold NaN"):
-        module.draw_tokens(broken, uniforms, **options)
+    for rows in (6, 4, 1):  # gone over at a time
+        parts = [slice(start, start + rows) for start in range(0, 6, rows)]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, "rows_in_cache", lambda _, parts=parts: parts)
+            tokens, logprobs = module.draw_tokens(logits.expand(6, -1), uniforms, **options)
+            with pytest.raises(ValueError, match=r"rows \[4\] hold NaN"):
+                module.draw_tokens(broken, uniforms, **options)
+        close(tokens, [0, 0, 2, 2, 3, 3])
+        close(logprobs.exp(), [0.2, 0.2, 0.3, 0.3, 0.5, 0.5])
     # The two likeliest, by number or by mass: .3 and .5 become 3/8 and 5/8.
     for truncated in ({"top_k": 2}, {"top_p": 0.6}):
         tokens, logprobs = module.draw_tokens(logits.expand(6, -1), uniforms, **{**options, **truncated})

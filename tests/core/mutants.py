@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from tests.core import mutants_kin as kin
 from tests.core import mutants_losses as losses
-from tests.core.mutants_offline import BEST_OF_N, ILQL_LOSS, NUCLEUS
+from tests.core.mutants_offline import BEST_OF_N, ILQL_LOSS, NUCLEUS, SUPPORT
 from tests.core.mutants_preference import KTO_LOSS, PREFERENCE_LOSS
 
 
@@ -46,17 +46,27 @@ LOGPROBS = [
         "hidden_BSH[:, :-1][mask_BS[:, 1:]]",
         "hidden_BSH.roll(-1, 1)[mask_BS]",
     ),
+    ("entropy's temperature ignored", "tempered(logits_NV[rows], temperature), ids_N", "logits_NV[rows], ids_N"),
     (
         "temperature ignored",
-        "output(chunk_states), temperature)",
-        "output(chunk_states), 1.0)",
+        "            values = tempered(logits_NV[rows], temperature)",
+        "            values = logits_NV[rows]",
     ),
+    ("temperature of a masked one ignored", "tempered(logits, temperature), chunk_ids", "logits, chunk_ids"),
     ("temperature multiplied", "else logits / temperature", "else logits * temperature"),
     (
         "normalizer dropped",
         "logprobs_NV = logits_NV.log_softmax(dim=-1)",
         "logprobs_NV = logits_NV",
     ),
+    ("normalizer of the chosen dropped", ".squeeze(1) - normalizers[rows]", ".squeeze(1)"),
+    ("gradient without the softmax", ".exp_().mul_(-given[rows])", ".mul_(0)"),
+    ("gradient pushes the softmax up", ".mul_(-given[rows])", ".mul_(given[rows])"),
+    ("gradient without the token", ".scatter_add_(1, ids_N[rows, None], given[rows])", ""),
+    ("gradient at another temperature", "grads[0][:, None] / ctx.temperature", "grads[0][:, None]"),
+    ("gradient of other logits", "tempered(logits_NV[rows], ctx.temperature)", "tempered(logits_NV[rows], 1.0)"),
+    ("slope not multiplied", "(slope * grads[0][:, None])", "(slope + 0 * grads[0][:, None])"),
+    ("an output layer that learns is read once", " and not output(states[:0].detach()).requires_grad", ""),
     ("entropy sign", "return logprobs, -(", "return logprobs, ("),
     (
         "entropy of the drawn token",
@@ -64,10 +74,12 @@ LOGPROBS = [
         "return logprobs, -logprobs",
     ),
     ("entropy unweighted", "-(logprobs_NV.exp() * finite_logprobs)", "-finite_logprobs"),
+]
+DRAWING = [
     (
         "sampling temperature ignored",
-        "logits = _tempered(logits_NV, temperature)",
-        "logits = _tempered(logits_NV, 1.0)",
+        "logits = tempered(logits_NV, temperature)",
+        "logits = tempered(logits_NV, 1.0)",
     ),
     ("top-k after top-p", "if 0 < top_k < logits.shape[-1]:", "if False:"),
     ("top-k one fewer", "logits_NV.topk(top_k, dim", "logits_NV.topk(top_k - 1, dim"),
@@ -88,12 +100,12 @@ LOGPROBS = [
     ),
     (
         "drawn at another temperature",
-        "_tempered(logits_NV[chosen], temperature)",
-        "_tempered(logits_NV[chosen], 1.0)",
+        "tempered(logits_NV[rows], temperature)",
+        "tempered(logits_NV[rows], 1.0)",
     ),
-    ("drawn logprob not normalized", " - total.log().to(tempered.dtype)", ""),
+    ("drawn logprob not normalized", " - total.log().to(logits.dtype)", ""),
     ("drawn logprob without the largest", "drawn - largest.squeeze(1) -", "drawn -"),
-    ("drawn from the first rows' uniforms", "uniforms_N[chosen], first_row", "uniforms_N[: len(tempered)], first_row"),
+    ("drawn from the first rows' uniforms", "uniforms_N[rows], first_row", "uniforms_N[: len(logits)], first_row"),
     ("rows of a part counted from its start", "[first_row + row for row", "[row for row"),
     ("drawn whatever top-k and top-p", "if top_k or top_p < 1:", "if False:"),
     ("drawn without top-p", "if top_k or top_p < 1:", "if top_k:"),
@@ -163,7 +175,8 @@ MUTANTS = [
     for module, edits in {
         "aggregate": AGGREGATE + kin.AGGREGATE,
         "masking": MASKING,
-        "logprobs": LOGPROBS + NUCLEUS + kin.LOGPROBS,
+        "logprobs": LOGPROBS + SUPPORT + kin.LOGPROBS,
+        "drawing": DRAWING + NUCLEUS,
         "kl": KL + kin.KL,
         "rewards": losses.REWARDS + kin.REWARDS,
         "advantages": losses.ADVANTAGES + kin.ADVANTAGES,

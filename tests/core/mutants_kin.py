@@ -169,16 +169,16 @@ ADVANTAGES = [
     ),
 ]
 LOGPROBS = [
-    ("KL of all tokens", "full_kl(inside,", "full_kl(logits,"),
+    ("KL of all tokens", "full_kl(inside,", "full_kl(logits_NV,"),
     (
         "KL at another temperature",
-        "_tempered(reference[1](chunk_ref_states), temperature)",
-        "_tempered(reference[1](chunk_ref_states), 1.0)",
+        "tempered(reference[1](chunk_ref_states), temperature)",
+        "tempered(reference[1](chunk_ref_states), 1.0)",
     ),
     ("KL of the reference's states with itself", "preceding_states(reference[0], completion_mask_BS)", "states"),
     (
         "KL reversed",
-        "full_kl(inside, _tempered(reference[1](chunk_ref_states), temperature))",
-        "full_kl(_tempered(reference[1](chunk_ref_states), temperature), inside)",
+        "full_kl(inside, ref_logits_NV)",
+        "full_kl(ref_logits_NV, inside)",
     ),
 ]

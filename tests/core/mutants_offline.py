@@ -1,15 +1,17 @@
 """Mutants of ILQL's loss, best-of-n and the nucleus as (name, old, new source); see mutants.py."""
 
-NUCLEUS = [
-    ("support inverted", "masked_fill(~allowed", "masked_fill(allowed"),
-    ("token drawn outside has no mass", ".scatter(1, chunk_ids[:, None], value=True)", ""),
-    ("softmax over all tokens", "(inside, chunk_ids, with_entropy", "(logits, chunk_ids, with_entropy"),
+SUPPORT = [
+    ("support inverted", "masked_fill(~allowed_NV", "masked_fill(allowed_NV"),
+    ("token drawn outside has no mass", ".scatter(1, ids_N[:, None], value=True)", ""),
+    ("softmax over all tokens", "(inside, ids_N, with_entropy", "(logits_NV, ids_N, with_entropy"),
     (
         "mass inverted",
-        "inside.logsumexp(dim=-1) - logits.logsumexp(dim=-1)",
-        "logits.logsumexp(dim=-1) - inside.logsumexp(dim=-1)",
+        "inside.logsumexp(dim=-1) - logits_NV.logsumexp(dim=-1)",
+        "logits_NV.logsumexp(dim=-1) - inside.logsumexp(dim=-1)",
     ),
-    ("mass not of all", "inside.logsumexp(dim=-1) - logits.logsumexp(dim=-1)", "inside.logsumexp(dim=-1)"),
+    ("mass not of all", "inside.logsumexp(dim=-1) - logits_NV.logsumexp(dim=-1)", "inside.logsumexp(dim=-1)"),
+]
+NUCLEUS = [
     ("nucleus at the whole mass", "top_k=0, top_p=top_p) >", "top_k=0, top_p=1.0) >"),
     ("nucleus at another temperature", "(logits_NV, temperature=1.0,", "(logits_NV, temperature=2.0,"),
     ("nucleus inverted", ") > -torch.inf", ") == -torch.inf"),

@@ -8,12 +8,8 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from harken.core.logprobs import (
-    inverse_cdf_sample,
-    preceding_states,
-    sampling_logprobs,
-    token_logprobs,
-)
+from harken.core.drawing import inverse_cdf_sample, sampling_logprobs
+from harken.core.logprobs import preceding_states, token_logprobs
 from harken.core.masking import completion_mask_from_lengths
 
 MASK = completion_mask_from_lengths(torch.tensor([2, 1, 3]), torch.tensor([4, 6, 1]), 8)

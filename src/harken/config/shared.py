@@ -68,7 +68,7 @@ class ComputeConfig(Config):
     """Upper bound of rows x padded length in one forward and backward pass."""
     scoring_tokens: Count = 8192
     """The same of a forward pass without gradients, which keeps nothing for a backward pass."""
-    chunk_tokens: Count = 128
+    chunk_tokens: Count = 256
     """Tokens whose logits exist at the same time; few enough to stay in the cache is fastest."""
 
 

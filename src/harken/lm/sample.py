@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from harken.core.logprobs import draw_tokens
+from harken.core.drawing import draw_tokens
 from harken.lm.chat import Chat
 from harken.lm.decode import Decoder, ModelDecoder, PairedDecoder, kept_rows
 from harken.lm.decode_llama import LlamaDecoder

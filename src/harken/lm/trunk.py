@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from harken.config import FullConfig, LoraConfig
-from harken.core.logprobs import nucleus
+from harken.core.drawing import nucleus
 from harken.errors import ConfigError
 from harken.lm.batch import Batch, microbatches, padding_waste
 from harken.lm.llama import hidden_states, is_supported

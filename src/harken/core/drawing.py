@@ -1,0 +1,181 @@
+"""Tokens drawn from logits: temperature, top-k, top-p, and one uniform number a token.
+
+``core.logprobs`` gives the same tokens their log-probabilities when a sequence is read.
+"""
+
+import torch
+from torch import Tensor
+
+from harken.core.logprobs import check_temperature, rows_in_cache, tempered
+from harken.core.masking import true_rows
+
+BLOCK = 128
+"""Tokens whose mass is added up together when a token is drawn."""
+
+
+def sampling_logprobs(logits_NV: Tensor, *, temperature: float, top_k: int, top_p: float) -> Tensor:
+    """Log-probabilities from which the sampler draws, renormalized over the kept tokens.
+
+    First the ``top_k`` most probable tokens are kept, then, of the distribution renormalized over
+    them, the smallest set whose mass reaches ``top_p``, never fewer than one token. Among equal
+    logits at the edge of either set the lowest token ids are kept, so exactly k tokens remain.
+
+    Args:
+        logits_NV: (N, V), any float type.
+        temperature: logits are divided by it; above zero.
+        top_k: number of tokens to keep; 0 keeps all.
+        top_p: mass to keep, in (0, 1]; 1 keeps all.
+
+    Returns:
+        (N, V) fp32 (fp64 for fp64 logits), nats, -inf outside the kept set.
+
+    Raises:
+        ValueError: if a setting is outside its range.
+
+    Source:
+        top-p: arXiv:1904.09751 eq. 2-3.
+    """
+    check_temperature(temperature)
+    if top_k < 0:
+        raise ValueError(f"top_k is {top_k}, expected 0 (off) or more")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p is {top_p}, expected a value in (0, 1]")
+    logits = tempered(logits_NV, temperature)
+    if 0 < top_k < logits.shape[-1]:
+        logits = logits.masked_fill(~_top_k_tokens(logits, top_k), -torch.inf)
+    logprobs = logits.log_softmax(dim=-1)
+    if top_p < 1:
+        logprobs = logprobs.masked_fill(~_top_p_tokens(logprobs, top_p), -torch.inf)
+        logprobs = logprobs.log_softmax(dim=-1)
+    return logprobs
+
+
+def nucleus(logits_NV: Tensor, top_p: float) -> Tensor:
+    """Smallest set of tokens whose mass reaches ``top_p``: True = in it.
+
+    Args:
+        logits_NV: (N, V), any float type.
+        top_p: mass to keep, in (0, 1].
+
+    Returns:
+        (N, V) bool; the set of ``sampling_logprobs``.
+
+    Raises:
+        ValueError: if top_p is outside its range.
+
+    Source:
+        arXiv:1904.09751 eq. 2-3.
+    """
+    return sampling_logprobs(logits_NV, temperature=1.0, top_k=0, top_p=top_p) > -torch.inf
+
+
+def inverse_cdf_sample(logprobs_NV: Tensor, uniforms_N: Tensor) -> Tensor:
+    """Token drawn from each row with one uniform number.
+
+    The same uniforms give the same tokens whatever else is in the batch. A token of no mass is
+    never drawn, whatever the rounding of the cumulative sum.
+
+    Args:
+        logprobs_NV: (N, V), nats; rows need not be normalized, -inf = never drawn.
+        uniforms_N: (N,) float in [0, 1).
+
+    Returns:
+        (N,) long, the first token whose cumulative mass exceeds uniform times the row's mass.
+
+    Raises:
+        ValueError: if a uniform is outside [0, 1), or a row holds a NaN or no mass.
+    """
+    _check_uniforms(uniforms_N, len(logprobs_NV))
+    return _draw(logprobs_NV.exp(), uniforms_N)[0]
+
+
+def _draw(mass_NV: Tensor, uniforms_N: Tensor, *, first_row: int = 0) -> tuple[Tensor, Tensor]:
+    """Token (N,) drawn in proportion to mass, and the mass (N,) fp64 of each row; errors count from `first_row`."""
+    # First the block, then the token in it: cumulative sums in fp64 are then of short rows only.
+    missing = -mass_NV.shape[1] % BLOCK
+    # Padding copies the vocabulary, so it is left out where nothing is missing.
+    padded = torch.nn.functional.pad(mass_NV, (0, missing)) if missing else mass_NV
+    blocks = padded.reshape(len(padded), -1, BLOCK)
+    # Summed in its own type: in fp64 torch would first copy the whole vocabulary.
+    block_mass = blocks.sum(dim=-1).double()
+    total = block_mass.sum(dim=-1)
+    is_sound = (total > 0) & total.isfinite()
+    if not bool(is_sound.all()):
+        rows = [first_row + row for row in true_rows(~is_sound)]
+        raise ValueError(f"rows {rows} hold NaN, +inf or no mass; the model diverged")
+    target = uniforms_N.double() * total
+    block, before = _first_past(block_mass, target)
+    inside = blocks[torch.arange(len(block), device=block.device), block].double()
+    return block * BLOCK + _first_past(inside, target - before)[0], total
+
+
+def draw_tokens(
+    logits_NV: Tensor, uniforms_N: Tensor, *, temperature: float, top_k: int, top_p: float
+) -> tuple[Tensor, Tensor]:
+    """One token for each row and its log-probability: `sampling_logprobs`, then `inverse_cdf_sample`.
+
+    Without top-k and top-p the vocabulary is gone over three times only: for the largest logit, the
+    exponentials and the sums of blocks; some rows at a time, so that a processor finds them in its cache.
+
+    Args:
+        logits_NV: (N, V), any float type.
+        uniforms_N: (N,) float in [0, 1).
+        temperature: as in ``sampling_logprobs``.
+        top_k: likewise.
+        top_p: likewise.
+
+    Returns:
+        tokens (N,) long, and their log-probabilities (N,) fp32 (fp64 for fp64 logits), nats.
+
+    Raises:
+        ValueError: if a setting or a uniform is outside its range, or a row holds a NaN or no mass.
+    """
+    if top_k or top_p < 1:
+        logprobs = sampling_logprobs(logits_NV, temperature=temperature, top_k=top_k, top_p=top_p)
+        tokens = inverse_cdf_sample(logprobs, uniforms_N)
+        return tokens, logprobs.gather(1, tokens[:, None]).squeeze(1)
+    check_temperature(temperature)
+    _check_uniforms(uniforms_N, len(logits_NV))
+    tokens = logits_NV.new_empty(len(logits_NV), dtype=torch.long)
+    found = [logits_NV.new_empty(0, dtype=torch.promote_types(logits_NV.dtype, torch.float32))]
+    for rows in rows_in_cache(logits_NV):
+        logits = tempered(logits_NV[rows], temperature)
+        largest = logits.amax(dim=-1, keepdim=True)
+        tokens[rows], total = _draw((logits - largest).exp_(), uniforms_N[rows], first_row=rows.start)
+        drawn = logits.gather(1, tokens[rows, None]).squeeze(1)
+        found.append(drawn - largest.squeeze(1) - total.log().to(logits.dtype))
+    return tokens, torch.cat(found)
+
+
+def _first_past(mass_NK: Tensor, target_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Index (N,) of the first entry whose cumulative mass exceeds the target, and the mass (N,) before it."""
+    cumulative = mass_NK.cumsum(dim=-1)
+    has_mass = mass_NK > 0
+    is_past = has_mass & (cumulative > target_N[:, None])
+    last_with_mass = mass_NK.shape[-1] - 1 - has_mass.flip(-1).int().argmax(dim=-1)
+    # The target may round up to the total, which no cumulative mass exceeds.
+    index = torch.where(is_past.any(dim=-1), is_past.int().argmax(dim=-1), last_with_mass)
+    return index, (cumulative - mass_NK).gather(1, index[:, None]).squeeze(1)
+
+
+def _check_uniforms(uniforms_N: Tensor, num_rows: int) -> None:
+    if uniforms_N.shape != (num_rows,):
+        raise ValueError(f"{tuple(uniforms_N.shape)} uniforms, {num_rows} rows")
+    if bool(((uniforms_N < 0) | (uniforms_N >= 1)).any()):
+        raise ValueError("uniforms outside [0, 1)")
+
+
+def _top_k_tokens(logits_NV: Tensor, top_k: int) -> Tensor:
+    edge = logits_NV.topk(top_k, dim=-1).values[:, -1:]
+    is_above, is_edge = logits_NV > edge, logits_NV == edge
+    num_missing = top_k - is_above.sum(dim=-1, keepdim=True)
+    return is_above | (is_edge & (is_edge.cumsum(dim=-1) <= num_missing))
+
+
+def _top_p_tokens(logprobs_NV: Tensor, top_p: float) -> Tensor:
+    ordered, order = logprobs_NV.sort(dim=-1, descending=True, stable=True)
+    probs = ordered.exp()
+    mass_before = probs.cumsum(dim=-1) - probs
+    is_kept = mass_before < top_p
+    is_kept[:, 0] = True
+    return torch.zeros_like(is_kept).scatter(-1, order, is_kept)
