@@ -82,7 +82,7 @@ def plain_attention(
     if is_causal:
         scores += _behind(length, scores.dtype, scores.device)
     elif allowed is not None:
-        scores += torch.zeros_like(allowed, dtype=scores.dtype).masked_fill_(~allowed, _never(scores))[:, :, None]
+        scores += torch.zeros_like(allowed, dtype=scores.dtype).masked_fill_(~allowed, _never(scores.dtype))[:, :, None]
     weights = _softmax(scores).to(value.dtype).flatten(2, 3)
     return (weights @ value).reshape(rows, heads, length, width)
 
@@ -189,13 +189,12 @@ def _softmax(scores: Tensor) -> Tensor:
 @functools.lru_cache(maxsize=256)
 def _behind(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return (size, size), what is added to the scores of tokens that read each other: 0 up to the own place."""
-    whole = torch.zeros(size, size, dtype=dtype, device=device)
-    return whole.fill_(_never(whole)).triu_(1)
+    return torch.full((size, size), _never(dtype), dtype=dtype, device=device).triu_(1)
 
 
-def _never(scores: Tensor) -> float:
+def _never(dtype: torch.dtype) -> float:
     """Return a score that no token is read with, not infinite: where nothing may be read it would give NaN."""
-    return torch.finfo(scores.dtype).min
+    return torch.finfo(dtype).min
 
 
 AttentionInterface.register(NAME, short_attention)
