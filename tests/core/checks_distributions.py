@@ -157,16 +157,18 @@ def check_draw_tokens(module: ModuleType) -> None:
         parts = [slice(start, start + rows) for start in range(0, 6, rows)]
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(module, "rows_in_cache", lambda _, parts=parts: parts)
-            tokens, logprobs = module.draw_tokens(logits.expand(6, -1), uniforms, **options)
+            tokens, logprobs, entropies = module.draw_tokens(logits.expand(6, -1), uniforms, **options)
             with pytest.raises(ValueError, match=r"rows \[4\] hold NaN"):
                 module.draw_tokens(broken, uniforms, **options)
         close(tokens, [0, 0, 2, 2, 3, 3])
         close(logprobs.exp(), [0.2, 0.2, 0.3, 0.3, 0.5, 0.5])
+        close(entropies, [-sum(chance * math.log(chance) for chance in (0.2, 0.3, 0.5))] * 6)
     # The two likeliest, by number or by mass: .3 and .5 become 3/8 and 5/8.
     for truncated in ({"top_k": 2}, {"top_p": 0.6}):
-        tokens, logprobs = module.draw_tokens(logits.expand(6, -1), uniforms, **{**options, **truncated})
+        tokens, logprobs, entropies = module.draw_tokens(logits.expand(6, -1), uniforms, **{**options, **truncated})
         close(tokens, [2, 2, 2, 3, 3, 3])
         close(logprobs.exp(), [0.375, 0.375, 0.375, 0.625, 0.625, 0.625])
+        close(entropies, [-0.375 * math.log(0.375) - 0.625 * math.log(0.625)] * 6)
 
 
 # -------------------------------------------------------------------------------------- kl

@@ -15,6 +15,10 @@ class OwnSamplerConfig(Config):
 
     kind: Literal["own"] = "own"
     """Which sampler."""
+    reread: Literal["auto", "always", "never"] = "auto"
+    """Whether the policy reads a rollout again for its log-probabilities before the update, which costs a pass, or
+    takes those that its tokens were drawn with. They differ by rounding only; auto reads again unless all is computed
+    in fp32, where that is less than 0.001 nats a token. The first rollout is always read, and both are compared."""
 
 
 class VllmConfig(Config):

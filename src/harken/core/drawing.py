@@ -3,10 +3,12 @@
 ``core.logprobs`` gives the same tokens their log-probabilities when a sequence is read.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from harken.core.logprobs import check_temperature, rows_in_cache, tempered
+from harken.core.logprobs import check_temperature, entropy_of, rows_in_cache, tempered
 from harken.core.masking import true_rows
 
 BLOCK = 128
@@ -109,13 +111,22 @@ def _draw(mass_NV: Tensor, uniforms_N: Tensor, *, first_row: int = 0) -> tuple[T
     return block * BLOCK + _first_past(inside, target - before)[0], total
 
 
-def draw_tokens(
-    logits_NV: Tensor, uniforms_N: Tensor, *, temperature: float, top_k: int, top_p: float
-) -> tuple[Tensor, Tensor]:
+class DrawnTokens(NamedTuple):
+    """What was drawn, and from what."""
+
+    tokens: Tensor
+    """(N,) long."""
+    logprobs: Tensor
+    """(N,) fp32 (fp64 for fp64 logits), nats, of the tokens."""
+    entropies: Tensor
+    """(N,) likewise, of the distributions that the tokens were drawn from."""
+
+
+def draw_tokens(logits_NV: Tensor, uniforms_N: Tensor, *, temperature: float, top_k: int, top_p: float) -> DrawnTokens:
     """One token for each row and its log-probability: `sampling_logprobs`, then `inverse_cdf_sample`.
 
-    Without top-k and top-p the vocabulary is gone over three times only: for the largest logit, the
-    exponentials and the sums of blocks; some rows at a time, so that a processor finds them in its cache.
+    Without top-k and top-p the vocabulary is gone over four times only: for the largest logit, the exponentials,
+    the sums of blocks and the entropy; some rows at a time, so that a processor finds them in its cache.
 
     Args:
         logits_NV: (N, V), any float type.
@@ -124,27 +135,28 @@ def draw_tokens(
         top_k: likewise.
         top_p: likewise.
 
-    Returns:
-        tokens (N,) long, and their log-probabilities (N,) fp32 (fp64 for fp64 logits), nats.
-
     Raises:
         ValueError: if a setting or a uniform is outside its range, or a row holds a NaN or no mass.
     """
     if top_k or top_p < 1:
         logprobs = sampling_logprobs(logits_NV, temperature=temperature, top_k=top_k, top_p=top_p)
         tokens = inverse_cdf_sample(logprobs, uniforms_N)
-        return tokens, logprobs.gather(1, tokens[:, None]).squeeze(1)
+        return DrawnTokens(tokens, logprobs.gather(1, tokens[:, None]).squeeze(1), entropy_of(logprobs))
     check_temperature(temperature)
     _check_uniforms(uniforms_N, len(logits_NV))
     tokens = logits_NV.new_empty(len(logits_NV), dtype=torch.long)
-    found = [logits_NV.new_empty(0, dtype=torch.promote_types(logits_NV.dtype, torch.float32))]
+    dtype = torch.promote_types(logits_NV.dtype, torch.float32)
+    logprobs, entropies = (logits_NV.new_empty(len(logits_NV), dtype=dtype) for _ in range(2))
     for rows in rows_in_cache(logits_NV):
         logits = tempered(logits_NV[rows], temperature)
-        largest = logits.amax(dim=-1, keepdim=True)
-        tokens[rows], total = _draw((logits - largest).exp_(), uniforms_N[rows], first_row=rows.start)
-        drawn = logits.gather(1, tokens[rows, None]).squeeze(1)
-        found.append(drawn - largest.squeeze(1) - total.log().to(logits.dtype))
-    return tokens, torch.cat(found)
+        below = logits - logits.amax(dim=-1, keepdim=True)
+        mass = below.exp()
+        tokens[rows], total = _draw(mass, uniforms_N[rows], first_row=rows.start)
+        logprobs[rows] = below.gather(1, tokens[rows, None]).squeeze(1) - total.log()
+        # Tokens that are never drawn have logit -inf; their 0 x -inf is 0.
+        spread = mass.mul_(below.clamp_(min=torch.finfo(dtype).min)).sum(dim=-1)
+        entropies[rows] = total.log() - spread / total
+    return DrawnTokens(tokens, logprobs, entropies)
 
 
 def _first_past(mass_NK: Tensor, target_N: Tensor) -> tuple[Tensor, Tensor]:

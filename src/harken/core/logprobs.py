@@ -237,9 +237,13 @@ def _gather_logprobs(logits_NV: Tensor, ids_N: Tensor, *, with_entropy: bool) ->
     logprobs = logprobs_NV.gather(1, ids_N[:, None]).squeeze(1)
     if not with_entropy:
         return logprobs, logprobs.detach()
-    # Forbidden tokens have logit -inf and probability 0; their 0 * -inf is 0, not NaN.
+    return logprobs, entropy_of(logprobs_NV)
+
+
+def entropy_of(logprobs_NV: Tensor) -> Tensor:
+    """Entropy (N,) of distributions, nats; tokens of no probability (-inf) count as 0."""
     finite_logprobs = logprobs_NV.masked_fill(logprobs_NV == -torch.inf, 0.0)
-    return logprobs, -(logprobs_NV.exp() * finite_logprobs).sum(dim=-1)
+    return -(logprobs_NV.exp() * finite_logprobs).sum(dim=-1)
 
 
 class _Chosen(torch.autograd.Function):

@@ -17,6 +17,7 @@ from transformers.activations import SiLUActivation
 from harken.lm.attention import SHORT, plain_attention, prefers_products, span_attention
 from harken.lm.batch import Batch
 from harken.lm.lora import LoraLinear
+from harken.lm.products import linear
 
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
 """Model types whose layers are known to be computed as here; tests compare each with its own forward pass."""
@@ -39,7 +40,7 @@ class Projection:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Map (N, in) to (N, out)."""
-        y = functional.linear(x, self.weight, self.bias)
+        y = linear(x, self.weight, self.bias)
         if self.down is not None and self.up is not None:
             y.addmm_(functional.linear(x, self.down), self.up)
         return y
@@ -329,8 +330,8 @@ def _joined_weight(linears: Sequence[Any]) -> Tensor:
     first = linears[0].weight
     storage, place = first.untyped_storage().data_ptr(), first.data_ptr()
     is_joined = True
-    for linear in linears:
-        weight = linear.weight
+    for part in linears:
+        weight = part.weight
         is_joined &= weight.data_ptr() == place and weight.untyped_storage().data_ptr() == storage
         place += weight.numel() * weight.element_size()
     if not is_joined:

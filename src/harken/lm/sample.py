@@ -7,7 +7,7 @@ the temperature.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -32,6 +32,8 @@ class Sampled:
     logprobs: list[float]
     """Sampler log-probability of each token."""
     finish_reason: FinishReason
+    entropies: list[float] = field(default_factory=list[float])
+    """Of the distribution each token was drawn from, nats; empty where the sampler does not tell."""
 
 
 Watch = Callable[[int], bool]
@@ -155,7 +157,7 @@ def _decode(
         logits = logits_fn(states)
         if support_fn is not None:
             logits = logits.masked_fill(~support_fn(states), -torch.inf)
-        tokens, logprobs = draw_tokens(
+        tokens, logprobs, entropies = draw_tokens(
             logits,
             uniforms[alive, step],
             temperature=settings.temperature,
@@ -163,9 +165,11 @@ def _decode(
             top_p=settings.top_p,
         )
         goes_on = (~torch.isin(tokens, stop_ids)).tolist()
-        for row, token, logprob in zip(alive, tokens.tolist(), logprobs.tolist(), strict=True):
+        drawn = zip(alive, tokens.tolist(), logprobs.tolist(), entropies.tolist(), strict=True)
+        for row, token, logprob, entropy in drawn:
             results[row].token_ids.append(token)
             results[row].logprobs.append(logprob)
+            results[row].entropies.append(entropy)
         for place, row in enumerate(alive):
             if not goes_on[place]:
                 results[row] = replace(results[row], finish_reason="stop")

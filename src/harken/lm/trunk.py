@@ -27,6 +27,7 @@ from harken.lm.batch import Batch, microbatches, padding_waste
 from harken.lm.llama import hidden_states, is_supported
 from harken.lm.load import LoadedModel
 from harken.lm.lora import LoraLinear, RoleSwitch
+from harken.lm.products import linear
 from harken.runs import derive_seed
 
 
@@ -222,7 +223,7 @@ class Trunk:
         def logits(states: Tensor) -> Tensor:
             if own.mask is not None:
                 states = states[:, : self.hidden_size]
-            values = layer(states)
+            values = linear(states, layer.weight, layer.bias) if type(layer) is nn.Linear else layer(states)
             if scale != 1.0:
                 values = values * scale
             values = values if soft_cap is None else torch.tanh(values / soft_cap) * soft_cap

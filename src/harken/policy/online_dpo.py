@@ -22,7 +22,7 @@ from harken.lm.sample import completion_seeds, to_completion
 from harken.lm.samplers import Sampler, open_sampler
 from harken.lm.trunk import Trunk
 from harken.policy.preference_step import Examples, all_logprobs, train_step
-from harken.policy.rollout import draw_prompts
+from harken.policy.rollout import draw_prompts, must_reread
 from harken.policy.selftest import check_output_layer
 from harken.policy.sft import ROLE, save_policy
 from harken.progress import QUIET, Reporter
@@ -201,14 +201,22 @@ def draw(state: OnlineState, prompts: Sequence[Prompt], config: OnlineDpoConfig,
     def read(role: str | None) -> Tensor:
         return all_logprobs(trunk, role, groups, config.compute, shared=state.shared)
 
+    sampler_logprobs = torch.tensor([[sum(drawn[row].logprobs) for row in group] for group in rows])
+    was_reread = step == 0 or not draws_plainly(config) or must_reread(trunk, drawn, config.sampler)
     return Drawn(
         prompts=list(prompts),
         completions=[[records[row] for row in group] for group in rows],
         groups=groups,
-        sampler_logprobs=torch.tensor([[sum(drawn[row].logprobs) for row in group] for group in rows]),
-        policy_logprobs=read(ROLE),
+        sampler_logprobs=sampler_logprobs,
+        policy_logprobs=read(ROLE) if was_reread else sampler_logprobs,
         ref_logprobs=read(state.reference),
     )
+
+
+def draws_plainly(config: OnlineDpoConfig) -> bool:
+    """Whether completions are drawn from the policy itself: temperature 1, all tokens."""
+    sampling = config.sampling
+    return sampling.temperature == 1 and sampling.top_p == 1 and sampling.top_k == 0
 
 
 def judged(
@@ -284,9 +292,7 @@ def check_first_draw(trunk: Trunk, drawn: Drawn, config: OnlineDpoConfig) -> Non
             f"policy and reference differ by {moved:.2g} nats a token before any update, expected 0; the policy does "
             "not start as the reference, or dropout is on"
         )
-    sampling = config.sampling
-    is_plain = sampling.temperature == 1 and sampling.top_p == 1 and sampling.top_k == 0
-    if not (is_plain and isinstance(config.sampler, OwnSamplerConfig)):
+    if not (draws_plainly(config) and isinstance(config.sampler, OwnSamplerConfig)):
         return
     mismatch = float((drawn.sampler_logprobs - drawn.policy_logprobs).abs().sum()) / drawn.num_tokens
     if not mismatch <= limit:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harken.config import OnlineDpoConfig, PpoConfig, RemaxConfig
+from harken.config import OnlineDpoConfig, OwnSamplerConfig, PpoConfig, RemaxConfig, SamplerConfig
 from harken.core.kl import kl_k1
 from harken.lm.batch import Batch, Tokens, pad
 from harken.lm.forward import (
@@ -18,7 +18,7 @@ from harken.lm.forward import (
     completion_values,
     values_of_states,
 )
-from harken.lm.sample import completion_seeds, to_completion
+from harken.lm.sample import Sampled, completion_seeds, to_completion
 from harken.lm.samplers import OwnSampler, Sampler
 from harken.lm.trunk import Trunk
 from harken.protocols import Reward, ScoresTokens, checked_scores, checked_token_scores
@@ -49,7 +49,7 @@ class Rollout:
     sampler_logprobs: Tensor
     """(B, S) nats, as drawn."""
     old_logprobs: Tensor
-    """(B, S) nats, the policy before the update, from the training forward pass."""
+    """(B, S) nats, the policy before the update: read again, or as drawn (`sampler.reread`)."""
     ref_logprobs: Tensor
     """(B, S) nats, adapters off."""
     values: Tensor
@@ -60,6 +60,8 @@ class Rollout:
     """Mean over completion tokens, nats, before the update."""
     stopped: Tensor
     """(B,) bool, True = ended with a stop token."""
+    was_reread: bool = True
+    """Whether the policy read the completions again."""
     greedy: tuple[Completion, ...] = ()
     """One for each of the B / n prompts, always the most likely token, where ReMax compares with it."""
 
@@ -101,11 +103,13 @@ def rollout(
         to_completion(trunk.chat, prompt, item, settings, seed=seed, model=source)
         for prompt, item, seed in zip(asked, drawn, seeds, strict=True)
     ]
-    sampler_logprobs = torch.zeros(batch.ids.shape, device=trunk.device)
-    flat = [value for item in drawn for value in item.logprobs]
-    sampler_logprobs[batch.completion_mask] = torch.tensor(flat, device=trunk.device)
+    sampler_logprobs = _at_tokens(batch, [item.logprobs for item in drawn])
     room: Any = {"max_tokens": config.compute.scoring_tokens, "padded": trunk.computes_padding}
-    old = by_microbatch(batch, _reader(trunk, POLICY, config), **room)
+    was_reread = step == 0 or must_reread(trunk, drawn, config.sampler)
+    if was_reread:
+        old = by_microbatch(batch, _reader(trunk, POLICY, config), **room)
+    else:
+        old = torch.stack([sampler_logprobs, _at_tokens(batch, [item.entropies for item in drawn])], dim=-1)
     ref = by_microbatch(batch, _reader(trunk, None, config), **room)
     states, values = None, torch.zeros_like(sampler_logprobs)
     if config.has_critic and trunk.has_frozen_body(CRITIC):
@@ -124,8 +128,23 @@ def rollout(
         critic_states=states,
         entropy=float(old[..., 1].sum() / batch.completion_mask.sum()),
         stopped=torch.tensor([item.finish_reason == "stop" for item in drawn], device=trunk.device),
+        was_reread=was_reread,
         greedy=_greedy(sampler, trunk, list(zip(prompts, ids, seeds[::n], strict=True)), config, source),
     )
+
+
+def _at_tokens(batch: Batch, values: Sequence[Sequence[float]]) -> Tensor:
+    """Put the numbers of each row's completion tokens where these stand; (B, S) fp32, 0 elsewhere."""
+    found = torch.zeros(batch.ids.shape, device=batch.ids.device)
+    found[batch.completion_mask] = torch.tensor([value for row in values for value in row], device=found.device)
+    return found
+
+
+def must_reread(trunk: Trunk, drawn: Sequence[Sampled], settings: SamplerConfig) -> bool:
+    """Whether the policy's log-probabilities of what it drew must come from a pass of its own (`sampler.reread`)."""
+    if not isinstance(settings, OwnSamplerConfig) or not all(item.entropies for item in drawn):
+        return True
+    return settings.reread == "always" or (settings.reread == "auto" and trunk.dtype != torch.float32)
 
 
 def _greedy(
@@ -239,6 +258,7 @@ def merged(rollouts: Sequence[Rollout], rows: Sequence[tuple[int, int]]) -> Roll
         critic_states=None,
         entropy=sum(one.entropy * count for one, count in zip(rollouts, counts, strict=True)) / sum(counts),
         stopped=gather(lambda one: one.stopped),
+        was_reread=any(one.was_reread for one in rollouts),
     )
 
 

@@ -1,0 +1,73 @@
+"""Products through oneDNN equal torch's, forward and backward, and are taken where they are the faster ones."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from harken.lm import products
+from harken.lm.products import WIDE, linear, prefers_onednn
+
+
+@pytest.fixture
+def onednn(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Every wide product goes through oneDNN, whatever this processor is; returns how often it did."""
+    calls: list[int] = []
+    real = products._OneDnnLinear.apply  # pyright: ignore[reportPrivateUsage]
+
+    def counted(*arguments: object) -> object:
+        calls.append(1)
+        return real(*arguments)  # pyright: ignore[reportUnknownMemberType]
+
+    monkeypatch.setattr(products, "prefers_onednn", lambda: True)
+    monkeypatch.setattr(products._OneDnnLinear, "apply", counted)  # pyright: ignore[reportPrivateUsage]
+    return calls
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_values_and_gradients_are_those_of_torch(onednn: list[int], with_bias: bool) -> None:
+    x, weight, bias = torch.randn(5, 24), torch.randn(WIDE, 24), torch.randn(WIDE)
+    leaves = [[part.clone().requires_grad_() for part in (x, weight, bias)] for _ in range(2)]
+    upstream = torch.randn(5, WIDE)
+    for compute, (a, w, b) in zip((linear, functional.linear), leaves, strict=True):
+        found = compute(a, w, b if with_bias else None)
+        torch.testing.assert_close(found, functional.linear(x, weight, bias if with_bias else None))
+        found.backward(upstream)
+    assert len(onednn) == 1
+    for ours, theirs in zip(*leaves, strict=True):
+        assert (ours.grad is None) == (theirs.grad is None)
+        if theirs.grad is not None:
+            torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+def test_frozen_weights_get_no_gradient(onednn: list[int]) -> None:
+    x, weight = torch.randn(3, 8, requires_grad=True), torch.randn(WIDE, 8)
+    linear(x, weight).sum().backward()
+    torch.testing.assert_close(x.grad, weight.sum(0).expand(3, -1))
+    assert weight.grad is None
+    assert onednn == [1]
+
+
+@pytest.mark.parametrize(
+    ("x", "weight"),
+    [
+        (torch.randn(3, 8), torch.randn(WIDE - 1, 8)),
+        (torch.randn(2, 3, 8), torch.randn(WIDE, 8)),
+        (torch.randn(0, 8), torch.randn(WIDE, 8)),
+        (torch.randn(3, 8, dtype=torch.float64), torch.randn(WIDE, 8, dtype=torch.float64)),
+        (torch.randn(3, 8, dtype=torch.bfloat16), torch.randn(WIDE, 8, dtype=torch.bfloat16)),
+    ],
+    ids=["narrow", "not a matrix", "no rows", "fp64", "bf16"],
+)
+def test_what_is_not_faster_stays_with_torch(onednn: list[int], x: torch.Tensor, weight: torch.Tensor) -> None:
+    assert torch.equal(linear(x, weight), functional.linear(x, weight))
+    assert not onednn
+
+
+@pytest.mark.parametrize(("capability", "wanted"), [("AVX2", True), ("AVX512", False), ("DEFAULT", False)])
+def test_the_processor_decides(monkeypatch: pytest.MonkeyPatch, capability: str, wanted: bool) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    prefers_onednn.cache_clear()
+    try:
+        assert prefers_onednn() == wanted
+    finally:
+        prefers_onednn.cache_clear()

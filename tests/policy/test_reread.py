@@ -1,0 +1,91 @@
+"""Log-probabilities that tokens were drawn with stand for a pass of the policy over them, where they are as good."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from harken.config import MaskConfig, OwnSamplerConfig, PpoConfig, SamplingConfig
+from harken.lm.sample import Sampled
+from harken.lm.speed import Meter
+from harken.policy import online_dpo as online
+from harken.policy.ppo import prepare, step_flops
+from harken.policy.rollout import Rollout, rollout, score
+from harken.policy.update import update
+from tests.policy import material
+
+
+def _config(reread: str, **changes: Any) -> PpoConfig:
+    return material.ppo_config(sampler=OwnSamplerConfig.model_validate({"reread": reread}), **changes)
+
+
+def _second(model: Path, config: PpoConfig, *, dtype: torch.dtype = torch.float32) -> Rollout:
+    """Return the rollout after one update, so that policy and reference differ."""
+    state = prepare(model, material.count_letter, config)
+    assert state.trunk.dtype == dtype
+    first = rollout(state.trunk, material.prompts(), config, step=0)
+    assert first.was_reread, "the first rollout is always read, for the self-test"
+    update(state, first, score(first, material.count_letter), config, step=0)
+    return rollout(state.trunk, material.prompts(), config, step=1, sampler=state.sampler)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"sampling": SamplingConfig(temperature=0.7, max_new_tokens=8)}, {"mask": MaskConfig(top_p=0.8)}],
+    ids=["plain", "temperature", "mask"],
+)
+def test_what_was_drawn_with_is_what_a_pass_reads(tiny_model_dir: Path, changes: dict[str, Any]) -> None:
+    read, drawn = (_second(tiny_model_dir, _config(reread, **changes)) for reread in ("always", "never"))
+    assert read.was_reread
+    assert not drawn.was_reread
+    assert torch.equal(read.batch.ids, drawn.batch.ids)
+    assert torch.equal(drawn.old_logprobs, drawn.sampler_logprobs)
+    assert not torch.equal(read.old_logprobs, read.sampler_logprobs), "two computations, which round differently"
+    torch.testing.assert_close(drawn.old_logprobs, read.old_logprobs, rtol=1e-4, atol=1e-4)
+    assert drawn.entropy == pytest.approx(read.entropy, abs=1e-4)
+    assert drawn.sequence_kl == pytest.approx(read.sequence_kl, abs=1e-3)
+    assert abs(read.sequence_kl) > 0.01, "the policy has left the reference, so that old log-probabilities matter"
+
+
+def test_by_default_only_what_is_computed_in_fp32_is_not_read_again(tiny_model_dir: Path) -> None:
+    config = material.ppo_config()
+    assert config.sampler == OwnSamplerConfig(reread="auto")
+    assert not _second(tiny_model_dir, config).was_reread
+    coarse = material.ppo_config(compute=material.COMPUTE.model_copy(update={"dtype": "bfloat16"}))
+    assert _second(tiny_model_dir, coarse, dtype=torch.bfloat16).was_reread
+
+
+def test_a_sampler_that_tells_no_entropies_is_read_again(tiny_model_dir: Path) -> None:
+    config = _config("never")
+    state = prepare(tiny_model_dir, material.count_letter, config)
+
+    def silent(*arguments: Any, **options: Any) -> list[Sampled]:
+        return [replace(item, entropies=[]) for item in state.sampler(*arguments, **options)]
+
+    assert rollout(state.trunk, material.prompts(), config, step=1, sampler=silent).was_reread
+    assert not rollout(state.trunk, material.prompts(), config, step=1, sampler=state.sampler).was_reread
+
+
+def test_a_pass_that_is_saved_does_not_count_as_work(tiny_model_dir: Path) -> None:
+    read, drawn = (_second(tiny_model_dir, _config(reread)) for reread in ("always", "never"))
+    state = prepare(tiny_model_dir, material.count_letter, _config("always"))
+    meter = Meter(state.trunk, _config("always").tune)
+    counted = [step_flops(meter, one, 1, has_critic=True)["sample"] for one in (read, drawn)]
+    batch = read.batch
+    one_pass = meter.reading(int(batch.lengths.sum()), batch.num_rows, int(batch.completion_mask.sum()))
+    assert counted[0] - counted[1] == pytest.approx(one_pass)
+
+
+def test_online_dpo_saves_the_pass_too(tiny_model_dir: Path) -> None:
+    found: dict[str, list[online.Drawn]] = {}
+    for reread in ("always", "never"):
+        config = material.online_dpo_config(sampler=OwnSamplerConfig.model_validate({"reread": reread}))
+        state = online.prepare(tiny_model_dir, material.prompts(), material.count_letter, config)
+        found[reread] = [online.draw(state, material.prompts(), config, step=step) for step in (0, 1)]
+    for reread, (first, second) in found.items():
+        assert not torch.equal(first.policy_logprobs, first.sampler_logprobs)
+        assert torch.equal(second.policy_logprobs, second.sampler_logprobs) == (reread == "never")
+    saved, read = (found[reread][1].policy_logprobs for reread in ("never", "always"))
+    torch.testing.assert_close(saved, read, rtol=1e-4, atol=1e-4)
