@@ -279,12 +279,14 @@ def _phase_seconds(shape: ModelShape, job: Job, device: Device, phase: Phase) ->
             moving = step_bytes(shape, job.weight_bytes, rows, context) / device.bandwidth
             return rounds * (read + job.new_tokens * max(arithmetic, moving)), logit_tokens
         case "scoring":
-            # Policy and reference with the output layer, critic and reward model without; the reward model reads texts
-            # of its own, so it alone goes through all layers where the others share the lower ones.
+            # The reference with the output layer, and the policy unless its log-probabilities are those of sampling
+            # (fp32); critic and reward model without. What the lower layers give comes from sampling, but for the
+            # reward model, which reads texts of its own.
             upper, below = _adapted(shape, job), _below(shape, job)
-            flops = 2 * forward_flops(upper, positions, job.row_tokens, logit_tokens, rank)
+            readings = 1 if job.weight_bytes == 4 else 2
+            flops = readings * forward_flops(upper, positions, job.row_tokens, logit_tokens, rank)
             flops += 2 * forward_flops(upper, positions, job.row_tokens, 0, rank)
-            flops += 2 * forward_flops(below, positions, job.row_tokens, 0)
+            flops += forward_flops(below, positions, job.row_tokens, 0)
             return flops / rate, positions
         case "training":
             upper, below = _adapted(shape, job), _below(shape, job)

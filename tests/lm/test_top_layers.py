@@ -10,10 +10,12 @@ from peft import PeftModel
 from harken.config import FullConfig, LoraConfig
 from harken.errors import ConfigError
 from harken.lm import llama
-from harken.lm.batch import Batch, pad
+from harken.lm.batch import Batch, Tokens, pad
 from harken.lm.checkpoint import save_adapter
 from harken.lm.forward import completion_logprobs, completion_values
+from harken.lm.sample import sample
 from harken.lm.trunk import Trunk
+from harken.records import SamplingSettings
 from tests.lm.archs import ARCHITECTURES, make_trunk, plain_model, random_tokens, shake
 
 TOP = LoraConfig(rank=3, alpha=5.0, top_layers=1)
@@ -97,6 +99,31 @@ def test_layers_below_are_not_computed_again(monkeypatch: pytest.MonkeyPatch) ->
     assert len(computed) == 1
     completion_logprobs(trunk, None, _batch())
     assert len(computed) == 3
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_sampling_tells_what_the_layers_below_gave(n: int) -> None:
+    trunk = _with_roles()
+    # Of three lengths, so that there is padding; several leave the batch early.
+    prompts = [item.prompt for item in random_tokens(5, [(5, 1), (2, 1), (9, 1)])]
+    settings = SamplingSettings(temperature=1.5, top_p=1.0, top_k=0, max_new_tokens=12)
+    trunk.chat.stop_ids = frozenset(range(0, 259, 9))
+    drawn = sample(trunk, "policy", prompts, settings, seeds=range(3 * n), n=n)
+    assert len({len(item.token_ids) for item in drawn}) > 1
+    batch = pad([Tokens(prompts[row // n], item.token_ids) for row, item in enumerate(drawn)])
+    read = trunk.with_lower_states(batch, max_tokens=1000)
+    told = trunk.with_lower_states(batch, max_tokens=1000, known=[item.lower_states for item in drawn])
+    assert read.lower_states is not None
+    assert told.lower_states is not None
+    assert told.num_lower_layers == read.num_lower_layers == 1
+    # All but the last token's, which sampling does not read and on which no log-probability or value depends.
+    rows = torch.arange(batch.num_rows)
+    assert not told.lower_states[rows, batch.last_index()].any()
+    read.lower_states[rows, batch.last_index()] = 0.0
+    torch.testing.assert_close(told.lower_states, read.lower_states, rtol=1e-5, atol=1e-5)
+    for compute in (lambda part: completion_logprobs(trunk, "policy", part).logprobs,
+                    lambda part: completion_values(trunk, "critic", part)):  # fmt: skip
+        torch.testing.assert_close(compute(told), compute(batch), rtol=1e-4, atol=1e-5)
 
 
 def test_nothing_is_shared_where_a_role_reaches_all_layers_or_is_a_copy() -> None:

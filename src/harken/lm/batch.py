@@ -59,7 +59,7 @@ class Batch:
         segments: (B, S) long for rows of `pad_shared`: 0 = what all completions of the row share, k = the part of
             completion k, which other completions do not see; None = one sequence a row, or packed ones.
         lower_states: (B, S, H), what the first `num_lower_layers` layers gave, which no role changes
-            (`Trunk.with_lower_states`); None = not computed yet.
+            (`Trunk.with_lower_states`, perhaps without the last token's); None = not computed yet.
         num_lower_layers: number of layers that need not be computed again.
     """
 

@@ -20,6 +20,10 @@ from transformers.cache_utils import DynamicLayer
 class Decoder(Protocol):
     """What the sampler needs of a model."""
 
+    lower_states: Tensor | None
+    """What the layers below all adapters gave for the tokens that were read last, where they were asked for: (P, S, H)
+    of the padded prompts after `prefill`, (R, H) after `step`."""
+
     def prefill(self, prompts: Sequence[list[int]], *, n: int, new_tokens: int) -> Tensor:
         """Read prompts once, give each `n` rows with room for `new_tokens` more; return states (R, H)."""
         ...
@@ -59,6 +63,7 @@ class PairedDecoder:
     def __init__(self, *parts: tuple[Decoder, Callable[[], object]]) -> None:
         """Take the decoders, each with what switches its role on."""
         self.parts = parts
+        self.lower_states: Tensor | None = None
 
     def prefill(self, prompts: Sequence[list[int]], *, n: int, new_tokens: int) -> Tensor:
         """Read prompts once, give each `n` rows with room for `new_tokens` more; return states (R, 2 H)."""
@@ -134,6 +139,7 @@ class ModelDecoder:
 
     def __init__(self, network: Any) -> None:
         """Decode with a model as it is (its adapters switched as they are)."""
+        self.lower_states: Tensor | None = None
         self.network = network.base_model
         self.config = network.config
         self.device: torch.device = network.device

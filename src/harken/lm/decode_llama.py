@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from harken.lm.decode import pad_left
-from harken.lm.llama import LlamaLayers, attend_whole
+from harken.lm.llama import Attend, LlamaLayers, attend_whole
 
 PREFILL_TOKENS = 1024
 """Prompt tokens read in one pass; larger ones leave the processor's cache."""
@@ -22,9 +22,18 @@ GROWTH = 64
 class LlamaDecoder:
     """A model built like llama under one role, ready to decode."""
 
-    def __init__(self, network: Any, role: str | None) -> None:
-        """Prepare the layers; they are of this moment's adapters."""
-        self.layers = LlamaLayers(network, role)
+    def __init__(self, network: Any, role: str | None, *, num_lower: int = 0) -> None:
+        """Prepare the layers; they are of this moment's adapters.
+
+        Args:
+            network: a model that `is_supported`.
+            role: whose adapters are on; None = none.
+            num_lower: keep the `lower_states` after so many layers; 0 = keep none.
+        """
+        self.lower = LlamaLayers(network, role, 0, num_lower) if num_lower else None
+        self.layers = LlamaLayers(network, role, num_lower)
+        self.num_layers = num_lower + len(self.layers.layers)
+        self.lower_states: Tensor | None = None
 
     def prefill(self, prompts: Sequence[list[int]], *, n: int, new_tokens: int) -> Tensor:
         """Read prompts once, give each `n` rows with room for `new_tokens` more; return states (R, H)."""
@@ -35,13 +44,17 @@ class LlamaDecoder:
         self.rotations = layers.rotations(torch.arange(self.limit, device=layers.device))
         shape = (count * n, layers.key_heads, self._room(), layers.width)
         self.keys, self.values = (
-            [torch.zeros(shape, dtype=layers.dtype, device=layers.device) for _ in layers.layers] for _ in range(2)
+            [torch.zeros(shape, dtype=layers.dtype, device=layers.device) for _ in range(self.num_layers)]
+            for _ in range(2)
         )
         rows = max(1, PREFILL_TOKENS // self.length)
-        states = [
-            self._read_prompts(ids[start : start + rows], padding[start : start + rows], start * n, n)
-            for start in range(0, count, rows)
-        ]
+        states: list[Tensor] = []
+        lower: list[Tensor] = []
+        for start in range(0, count, rows):
+            part = slice(start, start + rows)
+            states.append(self._read_prompts(ids[part], padding[part], start * n, n))
+            lower += [] if self.lower_states is None else [self.lower_states.unflatten(0, (-1, self.length))]
+        self.lower_states = torch.cat(lower) if lower else None
         self._set_padding(padding.repeat_interleave(n))
         return torch.cat(states).repeat_interleave(n, dim=0)
 
@@ -52,7 +65,6 @@ class LlamaDecoder:
         if here == self.hidden.shape[-1]:
             self._grow()
         self.hidden[..., here] = False
-        cos, sin = self.rotations
         positions = here - self.padding
 
         def attend(number: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -65,7 +77,7 @@ class LlamaDecoder:
             weights = scores.softmax(-1, dtype=torch.float32).to(values.dtype)
             return torch.bmm(weights, read.flatten(0, 1)).view(rows, -1)
 
-        return layers.normed(layers(layers.embed(tokens), (cos[positions], sin[positions]), attend))
+        return layers.normed(self._through_layers(tokens, positions, attend))
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows, in this order; only those that change their place are copied."""
@@ -75,6 +87,17 @@ class LlamaDecoder:
             for memory in (*self.keys, *self.values):
                 memory[places, :, : self.length] = memory[sources, :, : self.length]
         self._set_padding(self.padding[torch.tensor(rows, device=self.padding.device)])
+
+    def _through_layers(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+        """Return states (N, H) of tokens (N,) after the last layer."""
+        cos, sin = self.rotations
+        rotations = cos[positions], sin[positions]
+        x = self.layers.embed(tokens)
+        if self.lower is None:
+            return self.layers(x, rotations, attend)
+        first = len(self.lower.layers)
+        self.lower_states = self.lower(x, rotations, attend)
+        return self.layers(self.lower_states, rotations, lambda number, *given: attend(first + number, *given))
 
     def _room(self) -> int:
         """Return how many positions the memory should hold now."""
@@ -114,6 +137,5 @@ class LlamaDecoder:
                 memory[number][rows, :, :size] = by_row.transpose(1, 2)
             return attend_whole(self.layers, count, queries, keys, values, allowed)
 
-        cos, sin = self.rotations
-        states = self.layers(self.layers.embed(ids.flatten()), (cos[positions], sin[positions]), attend)
+        states = self._through_layers(ids.flatten(), positions, attend)
         return self.layers.normed(states.view(count, size, -1)[:, -1])

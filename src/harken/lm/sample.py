@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from harken.core.drawing import draw_tokens
 from harken.lm.chat import Chat
@@ -34,6 +35,9 @@ class Sampled:
     finish_reason: FinishReason
     entropies: list[float] = field(default_factory=list[float])
     """Of the distribution each token was drawn from, nats; empty where the sampler does not tell."""
+    lower_states: Tensor | None = field(default=None, compare=False)
+    """(prompt + completion - 1, H), what the layers below all adapters gave for each token but the last, which is never
+    read; None where the sampler does not tell."""
 
 
 Watch = Callable[[int], bool]
@@ -122,13 +126,15 @@ def to_completion(
 
 
 def _open_decoder(trunk: Trunk, role: str | None) -> Decoder:
-    def one(name: str | None) -> Decoder:
+    def one(name: str | None, num_lower: int = 0) -> Decoder:
         network: Any = trunk.network(name)
-        return LlamaDecoder(network, trunk.switch.role) if is_supported(network) else ModelDecoder(network)
+        if not is_supported(network):
+            return ModelDecoder(network)
+        return LlamaDecoder(network, trunk.switch.role, num_lower=num_lower)
 
     mask = trunk.mask(role)
     if mask is None:
-        return one(role)
+        return one(role, trunk.num_lower_layers)
     # A model's own forward pass computes with the adapters that are switched on at that moment.
     return PairedDecoder(*((one(name), partial(trunk.network, name)) for name in (role, mask.role)))
 
@@ -153,6 +159,7 @@ def _decode(
     results = [Sampled([], [], "length") for _ in seeds]
     alive = list(range(len(seeds)))
     states = decoder.prefill(prompts, n=n, new_tokens=settings.max_new_tokens)
+    lower = LowerStates([len(prompt) for prompt in prompts for _ in range(n)], settings.max_new_tokens, decoder, n)
     for step in range(settings.max_new_tokens):
         logits = logits_fn(states)
         if support_fn is not None:
@@ -183,4 +190,31 @@ def _decode(
             alive = [alive[place] for place in rows]
             tokens = tokens[rows]
         states = decoder.step(tokens)
-    return results
+        lower.note(alive, decoder)
+    return [replace(item, lower_states=lower.of(row, len(item.token_ids))) for row, item in enumerate(results)]
+
+
+class LowerStates:
+    """What the layers below all adapters gave, by completion, while the rows of the batch come and go."""
+
+    def __init__(self, prompt_sizes: Sequence[int], new_tokens: int, decoder: Decoder, n: int) -> None:
+        """Take memory for R completions, `n` a prompt, and note the prompts'."""
+        self.prompt_sizes = prompt_sizes
+        self.memory: Tensor | None = None
+        if decoder.lower_states is not None:
+            _, self.size, width = decoder.lower_states.shape
+            self.memory = decoder.lower_states.new_empty(len(prompt_sizes), self.size + new_tokens, width)
+            self.memory[:, : self.size] = decoder.lower_states.repeat_interleave(n, dim=0)
+
+    def note(self, rows: Sequence[int], decoder: Decoder) -> None:
+        """Note the states of a token more in each of these rows."""
+        if self.memory is not None:
+            self.memory[rows, self.size] = decoder.lower_states
+            self.size += 1
+
+    def of(self, row: int, num_tokens: int) -> Tensor | None:
+        """Return those of a completion of so many tokens, its prompt's first."""
+        if self.memory is None:
+            return None
+        first = max(self.prompt_sizes) - self.prompt_sizes[row]
+        return self.memory[row, first : max(self.prompt_sizes) + num_tokens - 1]

@@ -162,21 +162,33 @@ class Trunk:
             inputs["attention_mask"] = (~mask).to(self.dtype) * torch.finfo(self.dtype).min if is_plain else mask
         return network.base_model(**inputs).last_hidden_state
 
-    def with_lower_states(self, batch: Batch, *, max_tokens: int) -> Batch:
+    @property
+    def num_lower_layers(self) -> int:
+        """Number of layers below all adapters, which give every role the same; 0 where a role is a full copy."""
+        firsts = [self._first_adapted(role.lora) for role in self.roles.values() if role.lora is not None]
+        is_copied = any(role.full_model is not None for role in self.roles.values())
+        return 0 if is_copied or not is_supported(self.model) else min(firsts, default=0)
+
+    def with_lower_states(self, batch: Batch, *, max_tokens: int, known: Sequence[Tensor | None] = ()) -> Batch:
         """Return the batch with what the layers below all adapters compute, so that no role computes it again.
 
         Args:
             batch: B rows of S tokens.
             max_tokens: tokens in one pass.
+            known: B of (tokens - 1, H), if sampling has computed them (`Sampled.lower_states`). The last token's are
+                left 0 then: nothing that is read before a token is drawn depends on them.
 
         Returns: the same batch where there are no such layers, or where a role is a full copy.
         """
-        firsts = [self._first_adapted(role.lora) for role in self.roles.values() if role.lora is not None]
-        is_copied = any(role.full_model is not None for role in self.roles.values())
-        number = min(firsts, default=0)
-        if number == 0 or is_copied or not is_supported(self.model):
+        number = self.num_lower_layers
+        if number == 0:
             return batch
         states = torch.zeros(*batch.ids.shape, self.hidden_size, dtype=self.dtype, device=self.device)
+        if found := [one for one in known if one is not None]:
+            assert [len(one) + 1 for one in found] == batch.lengths.tolist(), "one for each row, of its own tokens"
+            for row, one in enumerate(found):
+                states[row, : len(one)] = one
+            return replace(batch, lower_states=states, num_lower_layers=number)
         with torch.no_grad():
             for rows in self.microbatches(batch.lengths.tolist(), max_tokens):
                 part = hidden_states(self.model, None, batch.select(rows), num_layers=number)

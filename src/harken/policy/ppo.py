@@ -214,8 +214,8 @@ def step_flops(meter: Meter, experience: Rollout, epochs: int, *, has_critic: bo
     """Return operations of one iteration by phase: what it takes by definition, however the passes are arranged.
 
     Sampling reads each token once; then the reference, and perhaps the policy again, reads it with the output layer,
-    the critic without; layers that no role changes are computed once for all of them. A critic that is only a head
-    costs next to nothing.
+    the critic without; layers that no role changes are computed once for all of them, in sampling. A critic that is
+    only a head costs next to nothing.
     """
     batch = experience.batch
     num_tokens = int(batch.completion_mask.sum())
@@ -224,11 +224,7 @@ def step_flops(meter: Meter, experience: Rollout, epochs: int, *, has_critic: bo
     reading = partial(meter.reading, *size, with_lower=not is_cached)
     policy, critic = (meter.training(*size, count, with_lower=not is_cached) for count in (num_tokens, 0))
     readings = 1 + experience.was_reread
-    scoring = (
-        readings * reading(num_tokens)
-        + (reading(0) if has_critic else 0.0)
-        + (meter.lower(*size) if is_cached else 0.0)
-    )
+    scoring = readings * reading(num_tokens) + (reading(0) if has_critic else 0.0)
     trains_critic = has_critic and experience.critic_states is None
     return {
         "sample": meter.reading(*size, num_tokens) + scoring,

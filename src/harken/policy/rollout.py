@@ -98,7 +98,8 @@ def rollout(
     sampler = sampler or OwnSampler(trunk, config.sampling_batch_size)
     drawn = sampler(POLICY, ids, settings, seeds=seeds, n=n)
     batch = pad([Tokens(ids[row // n], item.token_ids) for row, item in enumerate(drawn)], trunk.device)
-    batch = trunk.with_lower_states(batch, max_tokens=config.compute.scoring_tokens)
+    known = [item.lower_states for item in drawn]
+    batch = trunk.with_lower_states(batch, max_tokens=config.compute.scoring_tokens, known=known)
     completions = [
         to_completion(trunk.chat, prompt, item, settings, seed=seed, model=source)
         for prompt, item, seed in zip(asked, drawn, seeds, strict=True)
