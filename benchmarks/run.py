@@ -88,6 +88,7 @@ def parse() -> argparse.Namespace:
         "--tune", nargs="+", choices=["lora", "half", "full"], help="what Harken trains; each gets its table"
     )
     parser.add_argument("--dtype", default="auto", help="of Harken when it is measured: auto, float32, bfloat16")
+    parser.add_argument("--peer-dtype", help="of the peer, instead of each variant's own: float32 where bf16 is slower")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of each side")
     parser.add_argument("--variants", type=int, help="only the first so many ways of setting the peer")
     parser.add_argument("--check-only", action="store_true", help="prove equal work and stop")
@@ -183,7 +184,7 @@ def run_side(
         "check": check,
         "data": str(data.resolve()),
         "scratch": str(scratch),
-        "dtype": "float32" if check else arguments.dtype if peer is None else peer.dtype,
+        "dtype": "float32" if check else arguments.dtype if peer is None else arguments.peer_dtype or peer.dtype,
         "weights": "float32" if check or peer is None else peer.weights,
         "options": {} if peer is None else peer.options,
         "batch_size": phase.rows,

@@ -47,7 +47,7 @@ DEFINITIONS: dict[str, str] = {
     "judge_error": "Its standard error, from the spread between prompts.",
     "stop_fraction": "Share of completions that ended with a stop token.",
     "sampler_mismatch": "Mean |sampler - scorer| log-probability of sampled tokens, nats.",
-    "sampler_mismatch_max": "The largest of them.",
+    "sampler_mismatch_max": "The largest of them, where all were read again.",
     "importance_weight_mean": "Mean weight min(policy / sampler probability, cap) of tokens a foreign sampler drew.",
     "importance_truncated": "Share of those tokens whose weight met the cap.",
     "importance_effective": "Share of those tokens that as many equal weights would be worth: (sum w)^2 / (n sum w^2).",

@@ -90,8 +90,13 @@ def test_every_number_can_be_recomputed(tuned: Path, tiny_model_dir: Path, tmp_p
     assert [row["length_policy"] for row in rows] == [float(len(text)) for text in texts[::2]]
 
 
+@pytest.mark.parametrize("top_p", [1.0, 0.7])
 def test_kl_and_perplexity_are_those_of_plain_forward_passes(
-    tuned: Path, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tuned: Path,
+    tiny_model_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    top_p: float,
 ) -> None:
     drawn: dict[str, list[list[int]]] = {}
     honest = evaluate.__globals__["sample"]
@@ -102,8 +107,16 @@ def test_kl_and_perplexity_are_those_of_plain_forward_passes(
             drawn.setdefault(trunk.source, []).append([*ids[place // 2], -1, *item.token_ids])
         return items
 
+    read: list[int] = []
+    reader = evaluate.__globals__["by_microbatch"]
+
+    def counting(*arguments: Any, **options: Any) -> Any:
+        read.append(1)
+        return reader(*arguments, **options)
+
     monkeypatch.setitem(evaluate.__globals__, "sample", recording)
-    config = _config(sampling=SamplingConfig(max_new_tokens=6, temperature=0.8))
+    monkeypatch.setitem(evaluate.__globals__, "by_microbatch", counting)
+    config = _config(sampling=SamplingConfig(max_new_tokens=6, temperature=0.8, top_p=top_p))
     found = evaluate(tuned, tiny_model_dir, material.prompts(5), {}, tmp_path, config)
     models = {
         name: load_model(path, compute=material.COMPUTE).model for name, path in (("p", tuned), ("r", tiny_model_dir))
@@ -117,6 +130,8 @@ def test_kl_and_perplexity_are_those_of_plain_forward_passes(
         table = (network(torch.tensor([ids])).logits[0].double() / 0.8).log_softmax(-1)
         return torch.stack([table[place - 1, ids[place]] for place in range(split, len(ids))])
 
+    # Each side's own completions, and the reference the policy's.
+    assert len(read) == 3
     own = drawn[str(tuned)]
     kl = sum(float((logprobs("p", row) - logprobs("r", row)).sum()) for row in own) / len(own)
     assert found["policy"]["kl_sequence"]["value"] == pytest.approx(kl, rel=1e-4)

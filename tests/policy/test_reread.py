@@ -49,6 +49,25 @@ def test_what_was_drawn_with_is_what_a_pass_reads(tiny_model_dir: Path, changes:
     assert abs(read.sequence_kl) > 0.01, "the policy has left the reference, so that old log-probabilities matter"
 
 
+def test_what_was_not_read_again_is_compared_in_the_first_minibatch(
+    tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = _config("never")
+    state = prepare(tiny_model_dir, material.count_letter, config)
+    found: list[dict[str, float]] = []
+    for step in range(3):
+        experience = rollout(state.trunk, material.prompts(), config, step=step, sampler=state.sampler)
+        if step == 2:
+            # A sampler that is off by a tenth of a nat at each token.
+            off = experience.old_logprobs - 0.1 * experience.batch.completion_mask
+            experience = replace(experience, old_logprobs=off, sampler_logprobs=off)
+        found.append(update(state, experience, score(experience, material.count_letter), config, step=step))
+    assert [row["sampler_mismatch"] < 1e-4 for row in found] == [True, True, False]
+    assert found[2]["sampler_mismatch"] == pytest.approx(0.1, abs=1e-4)
+    assert ["sampler_mismatch_max" in row for row in found] == [True, False, False]
+    assert all("moved" not in row for row in found)
+
+
 def test_by_default_only_what_is_computed_in_fp32_is_not_read_again(tiny_model_dir: Path) -> None:
     config = material.ppo_config()
     assert config.sampler == OwnSamplerConfig(reread="auto")

@@ -130,6 +130,7 @@ class Side:
         seeds = completion_seeds(len(self.prompts), config.seed, "evaluate")
         self.completions: list[Completion] = []
         self.tokens: list[Tokens] = []
+        self._read: dict[Side, torch.Tensor] = {}
         per_round = max(1, config.batch_size // self.n)
         rounds = range(0, len(prompts), per_round)
         for start in reporter.track(rounds, f"eval {name}", total=len(rounds)):
@@ -168,7 +169,9 @@ class Side:
         return self._by_prompt([repetition([text]) for text in self.texts()])
 
     def logprobs(self, side: "Side", config: EvaluateConfig) -> torch.Tensor:
-        """Return (B, S) log-probabilities of the completion tokens under a side's model."""
+        """Return (B, S) log-probabilities of the completion tokens under a side's model, read once."""
+        if side in self._read:
+            return self._read[side]
         trunk = side.trunk
         batch = pad(self.tokens, trunk.device)
         settings = config.compute
@@ -182,7 +185,9 @@ class Side:
                 chunk_tokens=settings.chunk_tokens,
             ).logprobs
 
-        return by_microbatch(batch, read, max_tokens=settings.scoring_tokens, padded=trunk.computes_padding).cpu()
+        room: Any = {"max_tokens": settings.scoring_tokens, "padded": trunk.computes_padding}
+        self._read[side] = by_microbatch(batch, read, **room).cpu()
+        return self._read[side]
 
     def kl(self, reference: "Side", config: EvaluateConfig) -> list[list[float]]:
         """Return log pi - log pi_ref of each completion (k1, nats) by prompt; its mean is the sequence KL."""

@@ -180,6 +180,20 @@ def pack(sequences: Sequence[Tokens], row_length: int, device: torch.device | st
     return Batch(ids.to(device), mask.to(device), lengths.to(device), positions.to(device))
 
 
+def at_tokens(batch: Batch, values: Sequence[Sequence[float]]) -> Tensor:
+    """Put the numbers of each row's completion tokens where these stand.
+
+    Args:
+        batch: B rows of S tokens.
+        values: B rows, a number for each completion token.
+
+    Returns: (B, S) fp32, 0 elsewhere.
+    """
+    found = torch.zeros(batch.ids.shape, device=batch.ids.device)
+    found[batch.completion_mask] = torch.tensor([value for row in values for value in row], device=found.device)
+    return found
+
+
 def pad_shared(groups: Sequence[Sequence[Tokens]], device: torch.device | str = "cpu") -> Batch:
     """Put all completions of one prompt into one row, so that the prompt is computed once.
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -217,7 +218,14 @@ def all_logprobs(
     label: str = "reading",
     reporter: Reporter = QUIET,
 ) -> Tensor:
-    """Return (P, K) fp32 on the CPU, summed log-probabilities of the K completions of each group under a role."""
+    """Return (P, K) fp32 on the CPU, summed log-probabilities of the K completions of each group under a role.
+
+    A completion that stands in several groups is read once, each in a row of its own, where that is less to read.
+    """
+    alone, places = each_once(groups)
+    if sum(row_sizes(alone, shared=False)) < sum(row_sizes(groups, shared=shared)):
+        options: Any = {"shared": False, "label": label, "reporter": reporter}
+        return all_logprobs(trunk, role, alone, compute, **options)[places, 0]
     # Nothing is kept for a backward pass, so four times as many tokens fit.
     batches = trunk.microbatches(row_sizes(groups, shared=shared), 4 * compute.microbatch_tokens)
     found = torch.zeros(len(groups), len(groups[0]) if groups else 2)
@@ -226,6 +234,13 @@ def all_logprobs(
         some = [groups[row] for row in rows]
         found[rows] = group_logprobs(trunk, role, some, shared=shared, chunk_tokens=compute.chunk_tokens).cpu()
     return found
+
+
+def each_once(groups: Sequence[Group]) -> tuple[list[Group], Tensor]:
+    """Return every completion, with its prompt, once and as a group of its own, and (P, K), where each now stands."""
+    places: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}
+    found = [[places.setdefault((*map(tuple, item),), len(places)) for item in group] for group in groups]
+    return [(Tokens(list(prompt), list(completion)),) for prompt, completion in places], torch.tensor(found)
 
 
 def row_sizes(groups: Sequence[Group], *, shared: bool) -> list[int]:

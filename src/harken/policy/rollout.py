@@ -10,7 +10,7 @@ from torch import Tensor
 
 from harken.config import OnlineDpoConfig, OwnSamplerConfig, PpoConfig, RemaxConfig, SamplerConfig
 from harken.core.kl import kl_k1
-from harken.lm.batch import Batch, Tokens, pad
+from harken.lm.batch import Batch, Tokens, at_tokens, pad
 from harken.lm.forward import (
     by_microbatch,
     completion_logprobs,
@@ -104,13 +104,14 @@ def rollout(
         to_completion(trunk.chat, prompt, item, settings, seed=seed, model=source)
         for prompt, item, seed in zip(asked, drawn, seeds, strict=True)
     ]
-    sampler_logprobs = _at_tokens(batch, [item.logprobs for item in drawn])
+    sampler_logprobs = at_tokens(batch, [item.logprobs for item in drawn])
     room: Any = {"max_tokens": config.compute.scoring_tokens, "padded": trunk.computes_padding}
     was_reread = step == 0 or must_reread(trunk, drawn, config.sampler)
     if was_reread:
         old = by_microbatch(batch, _reader(trunk, POLICY, config), **room)
     else:
-        old = torch.stack([sampler_logprobs, _at_tokens(batch, [item.entropies for item in drawn])], dim=-1)
+        entropies = at_tokens(batch, [item.entropies for item in drawn])
+        old = torch.stack([sampler_logprobs, entropies], dim=-1)
     ref = by_microbatch(batch, _reader(trunk, None, config), **room)
     states, values = None, torch.zeros_like(sampler_logprobs)
     if config.has_critic and trunk.has_frozen_body(CRITIC):
@@ -132,13 +133,6 @@ def rollout(
         was_reread=was_reread,
         greedy=_greedy(sampler, trunk, list(zip(prompts, ids, seeds[::n], strict=True)), config, source),
     )
-
-
-def _at_tokens(batch: Batch, values: Sequence[Sequence[float]]) -> Tensor:
-    """Put the numbers of each row's completion tokens where these stand; (B, S) fp32, 0 elsewhere."""
-    found = torch.zeros(batch.ids.shape, device=batch.ids.device)
-    found[batch.completion_mask] = torch.tensor([value for row in values for value in row], device=found.device)
-    return found
 
 
 def must_reread(trunk: Trunk, drawn: Sequence[Sampled], settings: SamplerConfig) -> bool:

@@ -99,7 +99,8 @@ def update(
         targets = with_normalized_values(state, targets, mask, config)
     targets, weighing = weighted_for_sampler(targets, experience, config)
     metrics = run_epochs(state, experience, targets, config, step=step)
-    metrics |= rollout_metrics(experience, scores, rewards, state.kl_coef) | weighing | value_fit
+    mismatch = {"sampler_mismatch": metrics.pop("moved")}
+    metrics |= mismatch | rollout_metrics(experience, scores, rewards, state.kl_coef) | weighing | value_fit
     if config.needs_group:
         totals = scores if scores.ndim == 1 else scores.sum(dim=1)
         equal = groups_with_equal_rewards(totals, config.completions_per_prompt)
@@ -113,13 +114,18 @@ def update(
 def run_epochs(
     state: PpoState, experience: Rollout, targets: Targets, config: PpoConfig, *, step: int
 ) -> dict[str, float]:
-    """Take the update's optimizer steps and return their mean metrics."""
+    """Take the update's optimizer steps and return their mean metrics.
+
+    `moved` is of the first step alone: the policy has not learned yet, so there the training pass and the old
+    log-probabilities differ by what two computations of them do.
+    """
     num_rows = experience.batch.num_rows
     per_epoch = -(-num_rows // config.minibatch_size)
     is_warming_up = step < config.value.warmup_steps
     totals: dict[str, float] = {}
     metrics: dict[str, float] = {}
     count = epochs_run = 0
+    first_moved = 0.0
     for epoch in range(config.epochs):
         epochs_run += 1
         order = list(range(num_rows))
@@ -129,6 +135,8 @@ def run_epochs(
             metrics = minibatch_step(state, experience, targets, rows, config, train_policy=not is_warming_up)
             if step == 0 and count == 0:
                 check_first_update(state.trunk, metrics)
+            moved = metrics.pop("moved")
+            first_moved = moved if count == 0 else first_moved
             count += 1
             for name, value in metrics.items():
                 totals[name] = totals.get(name, 0.0) + value
@@ -142,7 +150,8 @@ def run_epochs(
     means = {name: value / count for name, value in totals.items()}
     # At most one minibatch stops an update.
     means["ratio_stops"] = totals["ratio_stops"]
-    return {**means, "epochs_run": float(epochs_run), "approx_kl_last": metrics["approx_kl"]}
+    last = {"approx_kl_last": metrics["approx_kl"], "moved": first_moved}
+    return {**means, "epochs_run": float(epochs_run), **last}
 
 
 def with_normalized_values(state: PpoState, targets: Targets, mask: Tensor, config: PpoConfig) -> Targets:
@@ -268,7 +277,8 @@ def policy_terms(
     # Every policy loss is proportional to the advantages, so weighting these weights its rows.
     advantages = part.cut(targets.advantages) * part.weights
     policy = policy_loss(read.logprobs, old, advantages, mask, settings, part.denominator)
-    loss, metrics = policy.loss, {"policy_loss": policy.loss, **policy.metrics}
+    moved = masked_sum((read.logprobs.detach() - old).abs(), mask, part.denominator)
+    loss, metrics = policy.loss, {"policy_loss": policy.loss, "moved": moved, **policy.metrics}
     if read.entropy is not None:
         loss = loss - state.entropy_coef * entropy_bonus(read.entropy * part.weights, mask, part.denominator)
     if config.kl.place == "loss":
@@ -343,7 +353,10 @@ def rollout_metrics(experience: Rollout, scores: Tensor, rewards: Tensor, kl_coe
     k1 = kl_k1(experience.old_logprobs, experience.ref_logprobs) * mask
     k3 = kl_k3(experience.old_logprobs, experience.ref_logprobs) * mask
     lengths = mask.sum(1).float()
-    mismatch = (experience.sampler_logprobs - experience.old_logprobs).abs() * mask
+    mismatch = {}
+    if experience.was_reread:  # else the first minibatch tells
+        gap = (experience.sampler_logprobs - experience.old_logprobs).abs() * mask
+        mismatch = {"sampler_mismatch": float(gap.sum() / mask.sum()), "sampler_mismatch_max": float(gap.max())}
     return {
         "score_mean": float(scores.mean()),
         "score_std": float(scores.std(unbiased=False)),
@@ -355,6 +368,5 @@ def rollout_metrics(experience: Rollout, scores: Tensor, rewards: Tensor, kl_coe
         "entropy": experience.entropy,
         "length_mean": float(lengths.mean()),
         "stop_fraction": float(experience.stopped.float().mean()),
-        "sampler_mismatch": float(mismatch.sum() / mask.sum()),
-        "sampler_mismatch_max": float(mismatch.max()),
+        **mismatch,
     }
