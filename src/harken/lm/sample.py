@@ -209,6 +209,7 @@ class LowerStates:
     def note(self, rows: Sequence[int], decoder: Decoder) -> None:
         """Note the states of a token more in each of these rows."""
         if self.memory is not None:
+            assert decoder.lower_states is not None
             self.memory[rows, self.size] = decoder.lower_states
             self.size += 1
 

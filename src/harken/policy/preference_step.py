@@ -239,7 +239,10 @@ def all_logprobs(
 def each_once(groups: Sequence[Group]) -> tuple[list[Group], Tensor]:
     """Return every completion, with its prompt, once and as a group of its own, and (P, K), where each now stands."""
     places: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}
-    found = [[places.setdefault((*map(tuple, item),), len(places)) for item in group] for group in groups]
+    found = [
+        [places.setdefault((tuple(item.prompt), tuple(item.completion)), len(places)) for item in group]
+        for group in groups
+    ]
     return [(Tokens(list(prompt), list(completion)),) for prompt, completion in places], torch.tensor(found)
 
 
