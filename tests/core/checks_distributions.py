@@ -150,7 +150,7 @@ def check_draw_tokens(module: ModuleType) -> None:
     # Chances .2, .3 and .5 at temperature 2 come from twice their logarithms, here 5 higher.
     logits = 2 * torch.tensor([[0.2, 0.0, 0.3, 0.5]], dtype=torch.float64).log() + 5
     uniforms = torch.tensor([0.0, 0.199, 0.201, 0.499, 0.501, 0.9], dtype=torch.float64)
-    options = {"temperature": 2.0, "top_k": 0, "top_p": 1.0}
+    options = {"temperature": 2.0, "top_k": 0, "top_p": 1.0, "with_entropy": True}
     broken = logits.repeat(6, 1)
     broken[4] = math.nan
     for rows in (6, 4, 1):  # gone over at a time

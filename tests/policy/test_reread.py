@@ -17,8 +17,8 @@ from harken.policy.update import update
 from tests.policy import material
 
 
-def _config(reread: str, **changes: Any) -> PpoConfig:
-    return material.ppo_config(sampler=OwnSamplerConfig.model_validate({"reread": reread}), **changes)
+def _config(*, reread: bool, **changes: Any) -> PpoConfig:
+    return material.ppo_config(sampler=OwnSamplerConfig(reread=reread), **changes)
 
 
 def _second(model: Path, config: PpoConfig, *, dtype: torch.dtype = torch.float32) -> Rollout:
@@ -37,7 +37,7 @@ def _second(model: Path, config: PpoConfig, *, dtype: torch.dtype = torch.float3
     ids=["plain", "temperature", "mask"],
 )
 def test_what_was_drawn_with_is_what_a_pass_reads(tiny_model_dir: Path, changes: dict[str, Any]) -> None:
-    read, drawn = (_second(tiny_model_dir, _config(reread, **changes)) for reread in ("always", "never"))
+    read, drawn = (_second(tiny_model_dir, _config(reread=reread, **changes)) for reread in (True, False))
     assert read.was_reread
     assert not drawn.was_reread
     assert torch.equal(read.batch.ids, drawn.batch.ids)
@@ -52,7 +52,7 @@ def test_what_was_drawn_with_is_what_a_pass_reads(tiny_model_dir: Path, changes:
 def test_what_was_not_read_again_is_compared_in_the_first_minibatch(
     tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = _config("never")
+    config = _config(reread=False)
     state = prepare(tiny_model_dir, material.count_letter, config)
     found: list[dict[str, float]] = []
     for step in range(3):
@@ -70,14 +70,14 @@ def test_what_was_not_read_again_is_compared_in_the_first_minibatch(
 
 def test_by_default_only_what_is_computed_in_fp32_is_not_read_again(tiny_model_dir: Path) -> None:
     config = material.ppo_config()
-    assert config.sampler == OwnSamplerConfig(reread="auto")
+    assert config.sampler == OwnSamplerConfig(reread=False)
     assert not _second(tiny_model_dir, config).was_reread
     coarse = material.ppo_config(compute=material.COMPUTE.model_copy(update={"dtype": "bfloat16"}))
     assert _second(tiny_model_dir, coarse, dtype=torch.bfloat16).was_reread
 
 
 def test_a_sampler_that_tells_no_entropies_is_read_again(tiny_model_dir: Path) -> None:
-    config = _config("never")
+    config = _config(reread=False)
     state = prepare(tiny_model_dir, material.count_letter, config)
 
     def silent(*arguments: Any, **options: Any) -> list[Sampled]:
@@ -88,9 +88,9 @@ def test_a_sampler_that_tells_no_entropies_is_read_again(tiny_model_dir: Path) -
 
 
 def test_a_pass_that_is_saved_does_not_count_as_work(tiny_model_dir: Path) -> None:
-    read, drawn = (_second(tiny_model_dir, _config(reread)) for reread in ("always", "never"))
-    state = prepare(tiny_model_dir, material.count_letter, _config("always"))
-    meter = Meter(state.trunk, _config("always").tune)
+    read, drawn = (_second(tiny_model_dir, _config(reread=reread)) for reread in (True, False))
+    state = prepare(tiny_model_dir, material.count_letter, _config(reread=True))
+    meter = Meter(state.trunk, _config(reread=True).tune)
     counted = [step_flops(meter, one, 1, has_critic=True)["sample"] for one in (read, drawn)]
     batch = read.batch
     one_pass = meter.reading(int(batch.lengths.sum()), batch.num_rows, int(batch.completion_mask.sum()))
@@ -98,13 +98,13 @@ def test_a_pass_that_is_saved_does_not_count_as_work(tiny_model_dir: Path) -> No
 
 
 def test_online_dpo_saves_the_pass_too(tiny_model_dir: Path) -> None:
-    found: dict[str, list[online.Drawn]] = {}
-    for reread in ("always", "never"):
-        config = material.online_dpo_config(sampler=OwnSamplerConfig.model_validate({"reread": reread}))
+    found: dict[bool, list[online.Drawn]] = {}
+    for reread in (True, False):
+        config = material.online_dpo_config(sampler=OwnSamplerConfig(reread=reread))
         state = online.prepare(tiny_model_dir, material.prompts(), material.count_letter, config)
         found[reread] = [online.draw(state, material.prompts(), config, step=step) for step in (0, 1)]
     for reread, (first, second) in found.items():
         assert not torch.equal(first.policy_logprobs, first.sampler_logprobs)
-        assert torch.equal(second.policy_logprobs, second.sampler_logprobs) == (reread == "never")
-    saved, read = (found[reread][1].policy_logprobs for reread in ("never", "always"))
+        assert torch.equal(second.policy_logprobs, second.sampler_logprobs) != reread
+    saved, read = (found[reread][1].policy_logprobs for reread in (False, True))
     torch.testing.assert_close(saved, read, rtol=1e-4, atol=1e-4)

@@ -15,10 +15,10 @@ class OwnSamplerConfig(Config):
 
     kind: Literal["own"] = "own"
     """Which sampler."""
-    reread: Literal["auto", "always", "never"] = "auto"
-    """Whether the policy reads a rollout again for its log-probabilities before the update, which costs a pass, or
-    takes those that its tokens were drawn with. They differ by rounding only; auto reads again unless all is computed
-    in fp32, where that is less than 0.001 nats a token. The first rollout is always read, and both are compared."""
+    reread: bool = False
+    """Read a rollout again for the policy's log-probabilities before the update, which costs a pass, also in fp32,
+    where those that its tokens were drawn with are the same to rounding and are taken otherwise. In bf16 it is always
+    read again, and so is the first rollout of a run, where both are compared."""
 
 
 class VllmConfig(Config):

@@ -118,15 +118,23 @@ class DrawnTokens(NamedTuple):
     """(N,) long."""
     logprobs: Tensor
     """(N,) fp32 (fp64 for fp64 logits), nats, of the tokens."""
-    entropies: Tensor
-    """(N,) likewise, of the distributions that the tokens were drawn from."""
+    entropies: Tensor | None
+    """(N,) likewise, of the distributions that the tokens were drawn from, if asked for."""
 
 
-def draw_tokens(logits_NV: Tensor, uniforms_N: Tensor, *, temperature: float, top_k: int, top_p: float) -> DrawnTokens:
+def draw_tokens(
+    logits_NV: Tensor,
+    uniforms_N: Tensor,
+    *,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    with_entropy: bool = False,
+) -> DrawnTokens:
     """One token for each row and its log-probability: `sampling_logprobs`, then `inverse_cdf_sample`.
 
-    Without top-k and top-p the vocabulary is gone over four times only: for the largest logit, the exponentials,
-    the sums of blocks and the entropy; some rows at a time, so that a processor finds them in its cache.
+    Without top-k and top-p the vocabulary is gone over three times only: for the largest logit, the
+    exponentials and the sums of blocks; some rows at a time, so that a processor finds them in its cache.
 
     Args:
         logits_NV: (N, V), any float type.
@@ -134,6 +142,7 @@ def draw_tokens(logits_NV: Tensor, uniforms_N: Tensor, *, temperature: float, to
         temperature: as in ``sampling_logprobs``.
         top_k: likewise.
         top_p: likewise.
+        with_entropy: also return the entropies, which goes over the vocabulary once more.
 
     Raises:
         ValueError: if a setting or a uniform is outside its range, or a row holds a NaN or no mass.
@@ -141,7 +150,8 @@ def draw_tokens(logits_NV: Tensor, uniforms_N: Tensor, *, temperature: float, to
     if top_k or top_p < 1:
         logprobs = sampling_logprobs(logits_NV, temperature=temperature, top_k=top_k, top_p=top_p)
         tokens = inverse_cdf_sample(logprobs, uniforms_N)
-        return DrawnTokens(tokens, logprobs.gather(1, tokens[:, None]).squeeze(1), entropy_of(logprobs))
+        drawn = logprobs.gather(1, tokens[:, None]).squeeze(1)
+        return DrawnTokens(tokens, drawn, entropy_of(logprobs) if with_entropy else None)
     check_temperature(temperature)
     _check_uniforms(uniforms_N, len(logits_NV))
     tokens = logits_NV.new_empty(len(logits_NV), dtype=torch.long)
@@ -149,14 +159,16 @@ def draw_tokens(logits_NV: Tensor, uniforms_N: Tensor, *, temperature: float, to
     logprobs, entropies = (logits_NV.new_empty(len(logits_NV), dtype=dtype) for _ in range(2))
     for rows in rows_in_cache(logits_NV):
         logits = tempered(logits_NV[rows], temperature)
-        below = logits - logits.amax(dim=-1, keepdim=True)
-        mass = below.exp()
+        largest = logits.amax(dim=-1, keepdim=True)
+        mass = (logits - largest).exp_()
         tokens[rows], total = _draw(mass, uniforms_N[rows], first_row=rows.start)
-        logprobs[rows] = below.gather(1, tokens[rows, None]).squeeze(1) - total.log()
-        # Tokens that are never drawn have logit -inf; their 0 x -inf is 0.
-        spread = mass.mul_(below.clamp_(min=torch.finfo(dtype).min)).sum(dim=-1)
-        entropies[rows] = total.log() - spread / total
-    return DrawnTokens(tokens, logprobs, entropies)
+        drawn = logits.gather(1, tokens[rows, None]).squeeze(1)
+        logprobs[rows] = drawn - largest.squeeze(1) - total.log().to(dtype)
+        if with_entropy:
+            # Tokens that are never drawn have logit -inf; their 0 x -inf is 0.
+            below = (logits - largest).clamp_(min=torch.finfo(dtype).min)
+            entropies[rows] = total.log() - mass.mul_(below).sum(dim=-1) / total
+    return DrawnTokens(tokens, logprobs, entropies if with_entropy else None)
 
 
 def _first_past(mass_NK: Tensor, target_N: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,8 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from torch import nn
+
+from harken.lm.products import linear
 
 try:
     import resource
@@ -50,7 +51,7 @@ def matrix_rate(dtype: torch.dtype, device: torch.device, *, size: int | None = 
     """
     size = size or (8192 if device.type == "cuda" else 1024)
     left, right = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
-    return 2 * size**3 / best_seconds(lambda: nn.functional.linear(left, right), device)
+    return 2 * size**3 / best_seconds(lambda: linear(left, right), device)
 
 
 @cache

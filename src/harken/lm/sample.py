@@ -34,7 +34,8 @@ class Sampled:
     """Sampler log-probability of each token."""
     finish_reason: FinishReason
     entropies: list[float] = field(default_factory=list[float])
-    """Of the distribution each token was drawn from, nats; empty where the sampler does not tell."""
+    """Of the distribution each token was drawn from, nats; empty where a pass over the completion might find other
+    log-probabilities than those above by more than rounding in fp32."""
     lower_states: Tensor | None = field(default=None, compare=False)
     """(prompt + completion - 1, H), what the layers below all adapters gave for each token but the last, which is never
     read; None where the sampler does not tell."""
@@ -147,7 +148,7 @@ def _decode(
     seeds: list[int],
     n: int,
     *,
-    watch: Watch | None = None,
+    watch: Watch | None,
 ) -> list[Sampled]:
     logits_fn, support_fn = trunk.logits_fn(role), trunk.support_fn(role)
     decoder = _open_decoder(trunk, role)
@@ -170,13 +171,15 @@ def _decode(
             temperature=settings.temperature,
             top_k=settings.top_k,
             top_p=settings.top_p,
+            with_entropy=trunk.dtype == torch.float32,
         )
         goes_on = (~torch.isin(tokens, stop_ids)).tolist()
-        drawn = zip(alive, tokens.tolist(), logprobs.tolist(), entropies.tolist(), strict=True)
-        for row, token, logprob, entropy in drawn:
+        for row, token, logprob in zip(alive, tokens.tolist(), logprobs.tolist(), strict=True):
             results[row].token_ids.append(token)
             results[row].logprobs.append(logprob)
-            results[row].entropies.append(entropy)
+        if entropies is not None:
+            for row, entropy in zip(alive, entropies.tolist(), strict=True):
+                results[row].entropies.append(entropy)
         for place, row in enumerate(alive):
             if not goes_on[place]:
                 results[row] = replace(results[row], finish_reason="stop")

@@ -202,7 +202,7 @@ def draw(state: OnlineState, prompts: Sequence[Prompt], config: OnlineDpoConfig,
         return all_logprobs(trunk, role, groups, config.compute, shared=state.shared)
 
     sampler_logprobs = torch.tensor([[sum(drawn[row].logprobs) for row in group] for group in rows])
-    was_reread = step == 0 or not draws_plainly(config) or must_reread(trunk, drawn, config.sampler)
+    was_reread = step == 0 or not draws_plainly(config) or must_reread(drawn, config.sampler)
     return Drawn(
         prompts=list(prompts),
         completions=[[records[row] for row in group] for group in rows],

@@ -106,7 +106,7 @@ def rollout(
     ]
     sampler_logprobs = at_tokens(batch, [item.logprobs for item in drawn])
     room: Any = {"max_tokens": config.compute.scoring_tokens, "padded": trunk.computes_padding}
-    was_reread = step == 0 or must_reread(trunk, drawn, config.sampler)
+    was_reread = step == 0 or must_reread(drawn, config.sampler)
     if was_reread:
         old = by_microbatch(batch, _reader(trunk, POLICY, config), **room)
     else:
@@ -135,11 +135,10 @@ def rollout(
     )
 
 
-def must_reread(trunk: Trunk, drawn: Sequence[Sampled], settings: SamplerConfig) -> bool:
-    """Whether the policy's log-probabilities of what it drew must come from a pass of its own (`sampler.reread`)."""
-    if not isinstance(settings, OwnSamplerConfig) or not all(item.entropies for item in drawn):
-        return True
-    return settings.reread == "always" or (settings.reread == "auto" and trunk.dtype != torch.float32)
+def must_reread(drawn: Sequence[Sampled], settings: SamplerConfig) -> bool:
+    """Whether the policy's log-probabilities of what it drew must come from a pass of its own."""
+    is_own = isinstance(settings, OwnSamplerConfig)
+    return not is_own or settings.reread or not all(item.entropies for item in drawn)
 
 
 def _greedy(
