@@ -12,6 +12,7 @@ from harken.errors import DataError
 from harken.estimates import share
 from harken.preferences.agreement import cohen_kappa, fleiss_kappa
 from harken.preferences.bias import benjamini_hochberg, length_bias, position_bias, sides_are_fair
+from harken.preferences.covariance import UndeterminedError, _covariance  # pyright: ignore[reportPrivateUsage]
 from harken.preferences.judges import agreement_by_group, gold_votes, judge_table, meetings, shrunken
 from harken.preferences.numeric import binomial_p
 from harken.preferences.probes import Probe, probe_report
@@ -257,6 +258,14 @@ def test_all_equal_votes_have_no_alpha() -> None:
     assert found is not None
     assert found["alpha_nominal"] is None
     assert found["raw_agreement"] == 1
+
+
+def test_what_the_scores_explain_but_for_rounding_is_not_determined() -> None:
+    # The Hessian of two parameters of which nothing is left: its inverse would have a variance of -1e9 or 1e9.
+    for rest in (-1e-9, 1e-9):
+        with pytest.raises(UndeterminedError, match="do not determine 2 parameters"):
+            _covariance(np.array([[0.5, 0.0], [0.0, rest]]), 1.0)
+    assert np.allclose(_covariance(np.array([[0.5, 0.0], [0.0, 1e-4]]), 1.0), [[2.0, 0.0], [0.0, 1e4]])
 
 
 @pytest.mark.parametrize("seed", range(60))

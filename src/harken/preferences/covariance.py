@@ -11,6 +11,8 @@ MAX_BLOCK = 2000
 """Completions in one connected component up to which its block is inverted (n^3 operations)."""
 _MAX_CROSS = 20_000_000
 """Scores times other parameters up to which they are treated jointly: 160 MB."""
+FLAT = 1e-6
+"""Share of its scale below which a curvature is taken for rounding, which was measured to be up to 1e-8 of it."""
 
 
 class UndeterminedError(DataError):
@@ -72,7 +74,7 @@ class Covariance:
         self.other: Floats = np.zeros((0, 0))
         if cross is not None and other is not None:
             self._solved = self._solve(cross)
-            self.other = _covariance(other - cross.T @ self._solved)
+            self.other = _covariance(other - cross.T @ self._solved, np.abs(other).max(initial=0.0))
 
     def _inverted(self, size: int, count: int, edges: tuple[Ints, Ints, Floats], ridge: float) -> Floats:
         chosen = self._size[edges[0]] == size
@@ -126,13 +128,23 @@ def fits_jointly(num_scores: int, num_others: int) -> bool:
     return num_others <= MAX_BLOCK and num_scores * num_others <= _MAX_CROSS
 
 
-def _covariance(hessian: Floats) -> Floats:
-    """Return the inverse of a Hessian; near a singular one it can have variances below 0, which are none."""
+def _covariance(hessian: Floats, scale: float) -> Floats:
+    """Return the inverse of a Hessian of other parameters, less what the scores explain of it.
+
+    Where they explain all of it, rounding is left, whose inverse is anything, below 0 too.
+
+    Args:
+        hessian: (E, E), symmetric.
+        scale: of what it was before.
+    """
     problem = f"the votes do not determine {len(hessian)} parameters beside the scores; give more votes"
     try:
         found = inverse(hessian)
+        # Both sides: rounding may have left a Hessian that is not quite symmetric.
+        is_sound = all((np.linalg.eigvalsh(matrix) > FLAT * scale).all() for matrix in (hessian, hessian.T))
+        is_covariance = all((np.linalg.eigvalsh(matrix) > 0).all() for matrix in (found, found.T))
     except np.linalg.LinAlgError as error:
         raise UndeterminedError(problem) from error
-    if (np.diagonal(found) < 0).any():
+    if not (is_sound and is_covariance):
         raise UndeterminedError(problem)
     return found
