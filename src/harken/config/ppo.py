@@ -156,8 +156,13 @@ class ValueConfig(Config):
     """The critic, and how it learns; of use with `advantage.kind = "gae"` only."""
 
     critic: Literal["own", "head"] = "own"
-    """own: a critic with adapters or weights of its own, as `tune`; head: a linear head on the states of the reward
-    model (or of the reference, where the reward is no model on the same base), which are read once for all epochs."""
+    """own: a critic with adapters or weights of its own, as `tune`, trained by gradients; head: a linear head on the
+    states of the reward model (or of the reference, where the reward is no model on the same base), fitted by least
+    squares once an iteration, so that it costs one pass and no training."""
+    fit_ridge: Positive = 3000.0
+    """head: how many tokens weights of 0 are worth in the fit; more where returns are noisy."""
+    fit_decay: Fraction = 0.8
+    """head: share of its weight that an iteration's tokens keep in the next one's fit."""
     clip: Positive = 0.2
     """Range around the old value inside which the value loss has a gradient; a large number is off."""
     huber_delta: Positive | None = None
@@ -169,6 +174,15 @@ class ValueConfig(Config):
     """Share of the running mean and spread that an iteration keeps."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     """First iterations in which the critic learns and the policy does not."""
+
+    @model_validator(mode="after")
+    def _head_is_fitted(self) -> Self:
+        if self.critic == "head" and (self.normalize or self.huber_delta is not None):
+            raise ValueError(
+                "critic = 'head' is fitted by least squares in any units: normalize and huber_delta are of use with "
+                "critic = 'own'; leave them out"
+            )
+        return self
 
 
 class PtxConfig(Config):

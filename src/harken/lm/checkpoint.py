@@ -3,9 +3,9 @@
 import contextlib
 import os
 import re
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -13,8 +13,19 @@ from torch import Tensor
 
 from harken.artifacts import read_json, storage_errors, write_json
 from harken.errors import DataError
-from harken.lm.optim import Optimizer
 from harken.lm.trunk import Trunk
+
+
+class Learner(Protocol):
+    """What a role learns with, and its memory."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the memory as named CPU tensors."""
+        ...
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """Go on from what `state` returned."""
+        ...
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
@@ -56,19 +67,19 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         raise DataError(f"{path}: cannot be read: {error}") from error
 
 
-def save_training(folder: Path, trunk: Trunk, optimizers: dict[str, Optimizer], state: dict[str, Any]) -> None:
+def save_training(folder: Path, trunk: Trunk, learners: Mapping[str, Learner], state: dict[str, Any]) -> None:
     """Write roles, their optimizers, and the loop's own numbers into a checkpoint folder."""
-    for role, optimizer in optimizers.items():
+    for role, learner in learners.items():
         save_tensors(folder / f"{role}.safetensors", trunk.state(role))
-        save_tensors(folder / f"{role}.optimizer.safetensors", optimizer.state())
+        save_tensors(folder / f"{role}.optimizer.safetensors", learner.state())
     write_json(folder / "state.json", state)
 
 
-def load_training(folder: Path, trunk: Trunk, optimizers: dict[str, Optimizer]) -> dict[str, Any]:
+def load_training(folder: Path, trunk: Trunk, learners: Mapping[str, Learner]) -> dict[str, Any]:
     """Set roles and optimizers from a checkpoint folder and return the loop's own numbers."""
-    for role, optimizer in optimizers.items():
+    for role, learner in learners.items():
         trunk.load_state(role, load_tensors(folder / f"{role}.safetensors"))
-        optimizer.load_state(load_tensors(folder / f"{role}.optimizer.safetensors"))
+        learner.load_state(load_tensors(folder / f"{role}.optimizer.safetensors"))
     return read_json(folder / "state.json")
 
 

@@ -22,6 +22,7 @@ from harken.lm.samplers import open_sampler
 from harken.lm.speed import Meter
 from harken.lm.trunk import Trunk
 from harken.policy.guard import Guard
+from harken.policy.head_critic import HeadCritic
 from harken.policy.nlpo import add_mask, load_mask, remove_mask, renew_mask_if_due, save_mask
 from harken.policy.ptx import PtxMix
 from harken.policy.rollout import CRITIC, POLICY, Rollout, draw_prompts, merged, rollout, score, score_greedy
@@ -77,7 +78,7 @@ def ppo(
     state = prepare(model, reward, config, reporter)
     trunk = state.trunk
     if run.checkpoint_folder:
-        state.set_numbers(load_training(run.checkpoint_folder, trunk, state.optimizers))
+        state.set_numbers(load_training(run.checkpoint_folder, trunk, state.learners))
         load_mask(run.checkpoint_folder, trunk)
     guard = Guard(run, trunk, config, judge)
     meter = Meter(trunk, config.tune)
@@ -186,7 +187,10 @@ def prepare(model: str | Path, reward: Reward, config: PpoConfig, reporter: Repo
     per_step, warmup = config.updates_per_step, config.value.warmup_steps
     policy_steps = max(1, config.steps - warmup) * per_step
     optimizers = {POLICY: Optimizer(trunk.parameters(POLICY), config.policy_optimizer, policy_steps)}
-    if config.has_critic:
+    head_critic = None
+    if config.has_critic and trunk.has_frozen_body(CRITIC):
+        head_critic = HeadCritic(trunk, config.value)
+    elif config.has_critic:
         optimizers[CRITIC] = Optimizer(trunk.parameters(CRITIC), config.critic_optimizer, config.steps * per_step)
     length = min(config.max_length, trunk.context_length)
     sampler = open_sampler(trunk, config.sampler, batch_size=config.sampling_batch_size, max_length=length)
@@ -198,6 +202,7 @@ def prepare(model: str | Path, reward: Reward, config: PpoConfig, reporter: Repo
         sampler,
         config.loss.entropy_coef,
         critic_is_random=critic_is_random,
+        head_critic=head_critic,
         ptx=ptx,
     )
 
@@ -247,7 +252,7 @@ def save_step(run: Run, state: PpoState, step: int) -> None:
     """Save everything the next iteration starts from; between iterations there is no rollout to keep."""
 
     def write(folder: Path) -> None:
-        save_training(folder, state.trunk, state.optimizers, state.numbers())
+        save_training(folder, state.trunk, state.learners, state.numbers())
         save_mask(folder, state.trunk)
 
     run.save_checkpoint(step, write)

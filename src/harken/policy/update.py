@@ -24,10 +24,11 @@ from harken.core.policy_loss import adaptive_entropy_coef, entropy_bonus, ppo_po
 from harken.core.sequence_loss import cispo_policy_loss, gspo_policy_loss, reinforce_policy_loss
 from harken.core.value_loss import clipped_value_loss, explained_variance
 from harken.lm.batch import Batch
-from harken.lm.forward import completion_logprobs, completion_values, values_of_states
+from harken.lm.forward import completion_logprobs, completion_values
 from harken.lm.optim import Optimizer
 from harken.lm.samplers import Sampler
 from harken.lm.trunk import Trunk
+from harken.policy.head_critic import HeadCritic
 from harken.policy.nlpo import outside_loss
 from harken.policy.ptx import PtxMix
 from harken.policy.rollout import CRITIC, POLICY, Rollout
@@ -52,7 +53,15 @@ class PpoState:
     """Of the returns, where values are normalized."""
     critic_is_random: bool = False
     """Whether its head knew nothing at the start, so that its first values need not be preserved."""
+    head_critic: HeadCritic | None = None
+    """A critic that is fitted, not trained; it has no optimizer."""
     ptx: PtxMix | None = None
+
+    @property
+    def learners(self) -> dict[str, Optimizer | HeadCritic]:
+        """What a checkpoint keeps of each role that learns, beside its weights."""
+        fitted = {} if self.head_critic is None else {CRITIC: self.head_critic}
+        return {**self.optimizers, **fitted}
 
     def numbers(self) -> dict[str, float | list[float]]:
         """Return what a checkpoint keeps beside weights and optimizers."""
@@ -95,6 +104,9 @@ def update(
     value_fit = {}
     if config.has_critic:
         value_fit = {"explained_variance": float(explained_variance(experience.values, targets.returns, mask))}
+    if state.head_critic is not None:
+        assert experience.critic_states is not None, "a rollout keeps the states of a head"
+        value_fit |= state.head_critic.fit(experience.critic_states, targets.returns, mask)
     if config.value.normalize:
         targets = with_normalized_values(state, targets, mask, config)
     targets, weighing = weighted_for_sampler(targets, experience, config)
@@ -221,7 +233,7 @@ def minibatch_step(
         if train_policy:
             torch.autograd.backward(found.loss)
         metrics = found.metrics
-        if config.has_critic:
+        if CRITIC in state.optimizers:
             value = value_terms(state, experience, targets, part, config)
             torch.autograd.backward(value.loss)
             metrics = metrics | value.metrics
@@ -329,13 +341,8 @@ def value_terms(
     state: PpoState, experience: Rollout, targets: Targets, part: Minibatch, config: PpoConfig
 ) -> LossOutput:
     """Return the critic's loss on some rows."""
-    states = experience.critic_states
-    if states is None:
-        values = completion_values(state.trunk, CRITIC, part.batch)
-    else:  # read once
-        values = values_of_states(state.trunk, CRITIC, part.cut(states), part.batch.completion_mask)
     value = clipped_value_loss(
-        values,
+        completion_values(state.trunk, CRITIC, part.batch),
         part.cut(targets.old_values),
         part.cut(targets.returns),
         part.batch.completion_mask,
