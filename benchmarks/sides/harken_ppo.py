@@ -8,7 +8,7 @@ from common import group_of, now, token_reward
 from harken_training import ALL_LAYERS, TUNES
 
 from harken.config import ComputeConfig, LoraConfig, OptimizerConfig, PpoConfig, SamplingConfig, preset
-from harken.config.ppo import FixedKl, ScoreConfig
+from harken.config.ppo import FixedKl, ScoreConfig, ValueConfig
 from harken.lm.batch import Tokens
 from harken.lm.sample import Sampled
 from harken.lm.trunk import Trunk
@@ -85,7 +85,15 @@ def settings(job: dict[str, Any], count: int) -> PpoConfig:
         "compute": ComputeConfig(dtype=job["dtype"]),
     }
     if job["phase"] == "ppo":
-        return PpoConfig(approx_kl_limit=None, kl=FixedKl(coef=0.05), critic_optimizer=optimizer, **shared)
+        # The proof compares the loss of a critic that is trained.
+        critic = "head" if job["tune"] == "half-head" and not job["check"] else "own"
+        return PpoConfig(
+            approx_kl_limit=None,
+            kl=FixedKl(coef=0.05),
+            value=ValueConfig(critic=critic),
+            critic_optimizer=optimizer,
+            **shared,
+        )
     return preset(job["phase"], completions_per_prompt=job["group"], **shared)
 
 
@@ -99,7 +107,7 @@ def online(job: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
         reward = FreshReward(data["head"], adapters, by_tokens=job["check"])
     state = prepare("smollm2", reward, config)
     state.trunk.chat.stop_ids = frozenset({-1})  # no completion ends early, on either side
-    if job["phase"] == "ppo":
+    if "critic" in state.optimizers:
         set_head(state.trunk, "critic", torch.tensor([data["head"]]))
     if job["check"]:
         return proof(job, data, state, prompts, reward, config)

@@ -29,8 +29,9 @@ from harken.reward import train as reward_module
 
 NEVER = 10**9
 ALL_LAYERS = LoraConfig(rank=16, alpha=32)
-TUNES = {"lora": ALL_LAYERS, "half": ALL_LAYERS.model_copy(update={"top_layers": 15}), "full": FullConfig()}
-"""What `--tune` says; half is what the recipe `reviews` sets."""
+UPPER_HALF = ALL_LAYERS.model_copy(update={"top_layers": 15})
+TUNES = {"lora": ALL_LAYERS, "half": UPPER_HALF, "half-head": UPPER_HALF, "full": FullConfig()}
+"""What `--tune` says; half-head, with a critic that is a fitted head, is what the recipe `reviews` sets."""
 
 
 class StepClock(Reporter):

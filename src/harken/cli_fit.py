@@ -114,7 +114,7 @@ def describe(
         prompt = _mean([len(chat.encode_prompt(item)) for item in some])
         return Job(
             **shared,
-            trained_roles=1 + config.has_critic,
+            trained_roles=1 + (config.has_critic and config.value.critic == "own"),
             batch=config.rollouts,
             step_rows=config.minibatch_size,
             prompt_tokens=prompt,

@@ -37,7 +37,7 @@ class Job:
     weight_bytes: int = 2
     """Bytes of a weight or activation: 2 for bfloat16, 4 for float32."""
     trained_roles: int = 2
-    """Policy and critic; 1 for fine-tuning and for a reward model."""
+    """Policy and critic; 1 where the critic is a head, for fine-tuning and for a reward model."""
     batch: int = 64
     """Rows of one step: completions, demonstrations, or sides of pairs."""
     step_rows: int | None = None

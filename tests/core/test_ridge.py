@@ -35,7 +35,7 @@ def test_it_is_the_minimum_of_the_loss_of_its_docstring() -> None:
     loss = torch.stack(errors).sum() + 10.0 * v * w.square().sum()
     (slope,) = torch.autograd.grad(loss, w)
     assert float(slope.abs().max()) < 1e-8
-    assert float(w.abs().max()) > 0.5, "not at 0, where little would be tested"
+    assert float(weight.abs().max()) > 0.5, "not at 0, where little would be tested"
     x, y = batches[-1]
     assert float((x.double() @ weight + bias - y).mean()) == pytest.approx(0.0, abs=1e-6)
 
@@ -60,7 +60,8 @@ def test_states_that_never_vary_are_not_fitted(x: Tensor) -> None:
 def test_fewer_tokens_than_features_is_no_trouble() -> None:
     x, y = batch(3, 50, 2)
     weight, bias = ridge_head(with_batch(no_observations(50), x, y, decay=0.9), ridge=1.0)
-    assert torch.isfinite(weight).all() and torch.isfinite(bias)
+    assert torch.isfinite(weight).all()
+    assert torch.isfinite(bias)
 
 
 def test_wrong_arguments_are_refused() -> None:

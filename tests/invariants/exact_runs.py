@@ -39,6 +39,7 @@ from harken.config import (
     RlooConfig,
     SamplingConfig,
     ScoreConfig,
+    ValueConfig,
 )
 from harken.core.best_of_n import best_of_n_logprobs
 from harken.lm.batch import Tokens
@@ -75,6 +76,7 @@ class Kin:
 MEAN = GroupConfig(divide_by_std=False)
 KIN = {
     "ppo": Kin(60),
+    "ppo-head": Kin(100, {"value": ValueConfig(critic="head")}),
     "rloo": Kin(120, {"advantage": RlooConfig(), "loss": ReinforceLossConfig(), "epochs": 1}),
     "dr-grpo": Kin(60, {"advantage": MEAN, "loss": PpoLossConfig(aggregation="constant")}),
     "reinforce-pp": Kin(300, {"advantage": ReinforceConfig(), "epochs": 1}),

@@ -115,6 +115,7 @@ OPTIONS = {
         loss=PpoLossConfig(entropy_target=1.0, entropy_coef=0.01),
         value=ValueConfig(normalize=True, warmup_steps=1),
     ),
+    "head": _kin("ppo", value=ValueConfig(critic="head")),
     "rloo": _kin("rloo"),
     "grpo": _kin("grpo"),
     "reinforce-pp": _kin("reinforce-pp"),

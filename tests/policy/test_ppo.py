@@ -29,7 +29,6 @@ from harken.config import (
 from harken.core.advantages import gae, whiten
 from harken.errors import DataError, RewardError
 from harken.lm.batch import Tokens, pad
-from harken.lm.forward import completion_values, values_of_states
 from harken.policy.ppo import ppo, prepare
 from harken.policy.rollout import CRITIC, POLICY, Rollout, draw_prompts, rollout, score
 from harken.policy.targets import make_rewards
@@ -253,38 +252,6 @@ def test_a_policy_trained_in_full_has_a_critic_of_its_own(tiny_model_dir: Path, 
     state, _ = _prepared(tiny_model_dir, reward_dir, material.ppo_config(tune=FullConfig()))
     assert state.trunk.roles[CRITIC].full_model is not None
     assert state.trunk.roles[CRITIC].full_model is not state.trunk.roles[POLICY].full_model
-
-
-def test_a_critic_head_starts_as_the_reward_model_and_only_the_head_learns(
-    tiny_model_dir: Path, reward_dir: Path
-) -> None:
-    config = material.ppo_config(value=ValueConfig(critic="head"))
-    whole, _ = _prepared(tiny_model_dir, reward_dir, material.ppo_config())
-    state, reward = _prepared(tiny_model_dir, reward_dir, config)
-    assert set(state.trunk.parameters(CRITIC)) == {"head.weight", "head.bias"}
-    experience = rollout(state.trunk, material.prompts(4), config, step=0)
-    other = rollout(whole.trunk, material.prompts(4), material.ppo_config(), step=0)
-    torch.testing.assert_close(experience.values, other.values, rtol=1e-4, atol=1e-5)
-    scorer, head = state.trunk.state("reward"), state.trunk.state(CRITIC)
-    update(state, experience, score(experience, reward), config, step=0)
-    assert all(torch.equal(value, scorer[name]) for name, value in state.trunk.state("reward").items())
-    assert not torch.equal(state.trunk.state(CRITIC)["head.weight"], head["head.weight"])
-    # What was read once is what a fresh pass reads.
-    with torch.no_grad():
-        fresh = completion_values(state.trunk, CRITIC, experience.batch)
-    assert experience.critic_states is not None
-    again = values_of_states(state.trunk, CRITIC, experience.critic_states, experience.batch.completion_mask)
-    torch.testing.assert_close(again, fresh, rtol=1e-4, atol=1e-5)
-
-
-def test_a_critic_head_without_a_reward_model_reads_the_reference(tiny_model_dir: Path) -> None:
-    config = material.ppo_config(value=ValueConfig(critic="head"), tune=FullConfig())
-    state, experience = _start(tiny_model_dir, config, material.count_letter)
-    with torch.no_grad():
-        states = state.trunk.hidden(None, experience.batch)
-    row, place = experience.batch.completion_mask.nonzero()[-1].tolist()
-    assert experience.critic_states is not None
-    torch.testing.assert_close(experience.critic_states[row, place], states[row, place - 1], rtol=1e-5, atol=1e-5)
 
 
 def test_ppo_on_a_reward_model_leaves_the_reward_model_as_it_was(

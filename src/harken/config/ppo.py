@@ -157,8 +157,7 @@ class ValueConfig(Config):
 
     critic: Literal["own", "head"] = "own"
     """own: a critic with adapters or weights of its own, as `tune`, trained by gradients; head: a linear head on the
-    states of the reward model (or of the reference, where the reward is no model on the same base), fitted by least
-    squares once an iteration, so that it costs one pass and no training."""
+    reference's states, fitted by least squares once an iteration: it needs no pass of its own and no training."""
     fit_ridge: Positive = 3000.0
     """head: how many tokens weights of 0 are worth in the fit; more where returns are noisy."""
     fit_decay: Fraction = 0.8

@@ -1,6 +1,6 @@
 """Ridge regression for a linear critic: what it has seen, and the head that fits it best."""
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -103,5 +103,5 @@ def ridge_head(seen: Observations, *, ridge: float) -> tuple[Tensor, Tensor]:
         raise ValueError(f"ridge is {ridge}, expected a value above zero")
     penalty = ridge * (seen.covariance.diagonal().mean() / seen.weight).clamp_min(MIN_VARIANCE)
     system = seen.covariance + penalty * torch.eye(len(seen.cross), dtype=torch.float64, device=seen.cross.device)
-    weight = torch.linalg.solve(system, seen.cross)
+    weight = cast("Tensor", torch.linalg.solve(system, seen.cross))  # pyright: ignore[reportUnknownMemberType]
     return weight, seen.mean_return - weight @ seen.mean_state

@@ -23,6 +23,7 @@ def completion_logprobs(
     chunk_tokens: int = 1024,
     with_entropy: bool = False,
     with_kl: bool = False,
+    hidden: Tensor | None = None,
 ) -> TokenLogprobs:
     """Return log-probabilities (and entropy, and KL) of the completion tokens under a role, differentiable.
 
@@ -34,6 +35,7 @@ def completion_logprobs(
         chunk_tokens: tokens whose logits exist at the same time.
         with_entropy: also return the entropy of each token's distribution.
         with_kl: also return the exact KL of each token's distribution to the reference's, which reads the batch too.
+        hidden: (B, S, H), the role's states, if they are at hand.
     """
     reference = None
     if with_kl:
@@ -41,7 +43,7 @@ def completion_logprobs(
             reference = (trunk.hidden(None, batch), trunk.logits_fn(None))
     logits_fn, support_fn = trunk.logits_fn(role), trunk.support_fn(role)
     return token_logprobs(
-        trunk.hidden(role, batch),
+        trunk.hidden(role, batch) if hidden is None else hidden,
         batch.ids,
         batch.completion_mask,
         logits_fn if support_fn is None else MaskedLogits(logits_fn, support_fn),
@@ -98,14 +100,14 @@ def can_share_prompts(trunk: Trunk, longest: Sequence[Tokens]) -> bool:
 
 def completion_values(trunk: Trunk, role: str, batch: Batch) -> Tensor:
     """Return (B, S) fp32, the critic's estimate before each completion token, 0 elsewhere; differentiable."""
-    return values_of_states(trunk, role, completion_states(trunk, role, batch), batch.completion_mask)
+    states = completion_states(trunk.hidden(role, batch), batch.completion_mask)
+    return values_of_states(trunk, role, states, batch.completion_mask)
 
 
-def completion_states(trunk: Trunk, role: str, batch: Batch) -> Tensor:
-    """Return (B, S, H), a role's state before each completion token, 0 elsewhere; differentiable."""
-    hidden = trunk.hidden(role, batch)
-    mask = batch.completion_mask
-    return torch.zeros_like(hidden).masked_scatter(mask[..., None], preceding_states(hidden, mask))
+def completion_states(hidden: Tensor, completion_mask: Tensor) -> Tensor:
+    """Return (B, S, H), of each completion token the state before it, 0 elsewhere; differentiable."""
+    before = preceding_states(hidden, completion_mask)
+    return torch.zeros_like(hidden).masked_scatter(completion_mask[..., None], before)
 
 
 def values_of_states(trunk: Trunk, role: str, states: Tensor, completion_mask: Tensor) -> Tensor:

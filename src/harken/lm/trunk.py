@@ -98,21 +98,19 @@ class Trunk:
         *,
         seed: int,
         head: bool = False,
-        through: str | None = None,
     ) -> None:
         """Add a role that starts as the base itself.
 
         Args:
             name: such as `policy`.
-            tune: adapters, a full copy, or None for a head on the base as it is, or as another role has it.
+            tune: adapters, a full copy, or None for a head on the base as it is.
             seed: of the adapters' and head's random initialization.
             head: add a scalar head, N(0, 1/sqrt(width + 1)) with bias 0 (OpenAI 2019).
-            through: with `tune` None: the role whose adapters it reads through, without training them.
 
         Raises:
             ConfigError: adapters on more layers than the model has.
         """
-        role = Role(through=through)
+        role = Role()
         match tune:
             case LoraConfig():
                 role.lora = tune

@@ -163,26 +163,18 @@ def gather(
 def prepare(model: str | Path, reward: Reward, config: PpoConfig, reporter: Reporter = QUIET) -> PpoState:
     """Put base, policy, critic and reward into memory and run the first self-test.
 
-    The critic starts as the reward model when that lives on the same base (arXiv:2203.02155), else from a random head.
+    The critic starts as the reward model when that lives on the same base (arXiv:2203.02155), else from a random head;
+    one that is only a head, from 0.
     """
     trunk = Trunk(load_model(model, compute=config.compute, chat=config.chat, notify=reporter.say))
     trunk.add_role(POLICY, config.tune, seed=derive_seed(config.seed, POLICY))
     add_mask(trunk, POLICY, config.mask, config.tune)
-    critic_is_random = True
-    if config.has_critic and isinstance(config.tune, FullConfig) and config.value.critic == "own":
+    if isinstance(config.tune, FullConfig) and config.has_critic and config.value.critic == "own":
         # Copies of the base are made before any reward model puts its adapters on it.
         trunk.add_role(CRITIC, config.tune, seed=derive_seed(config.seed, CRITIC), head=True)
     if isinstance(reward, SharesBase):
         reward.attach(trunk)
-    if config.has_critic and CRITIC not in trunk.roles:
-        scorer = trunk.roles.get("reward")
-        shared = scorer is not None and scorer.lora is not None
-        tune = None if config.value.critic == "head" else scorer.lora if scorer and shared else config.tune
-        through = "reward" if shared and tune is None else None
-        trunk.add_role(CRITIC, tune, seed=derive_seed(config.seed, CRITIC), head=True, through=through)
-        if shared:
-            copy_reward_to_critic(trunk)
-            critic_is_random = False
+    critic_is_random = not (config.has_critic and start_critic(trunk, config))
     check_output_layer(trunk)
     per_step, warmup = config.updates_per_step, config.value.warmup_steps
     policy_steps = max(1, config.steps - warmup) * per_step
@@ -207,20 +199,29 @@ def prepare(model: str | Path, reward: Reward, config: PpoConfig, reporter: Repo
     )
 
 
-def copy_reward_to_critic(trunk: Trunk) -> None:
-    """Start the critic as the reward model, its head rescaled so that it predicts normalized scores."""
-    tensors, scorer = trunk.state("reward"), trunk.roles["reward"]
+def start_critic(trunk: Trunk, config: PpoConfig) -> bool:
+    """Put the critic on the trunk unless it is there; return whether it starts as the reward model."""
+    scorer = trunk.roles.get("reward")
+    adapters = None if scorer is None else scorer.lora
+    if CRITIC not in trunk.roles:
+        tune = None if config.value.critic == "head" else adapters or config.tune
+        trunk.add_role(CRITIC, tune, seed=derive_seed(config.seed, CRITIC), head=True)
+    if scorer is None or adapters is None or trunk.roles[CRITIC].lora is None:
+        return False
+    tensors = trunk.state("reward")
+    # Its head is rescaled so that it predicts normalized scores.
     tensors["head.weight"] = tensors["head.weight"] * scorer.gain
     tensors["head.bias"] = tensors["head.bias"] * scorer.gain + scorer.bias
-    trunk.load_state(CRITIC, {name: tensors[name] for name in trunk.parameters(CRITIC)})
+    trunk.load_state(CRITIC, tensors)
+    return True
 
 
 def step_flops(meter: Meter, experience: Rollout, epochs: int, *, has_critic: bool) -> dict[str, float]:
     """Return operations of one iteration by phase: what it takes by definition, however the passes are arranged.
 
     Sampling reads each token once; then the reference, and perhaps the policy again, reads it with the output layer,
-    the critic without; layers that no role changes are computed once for all of them, in sampling. A critic that is
-    only a head costs next to nothing.
+    a critic of its own without; layers that no role changes are computed once for all of them, in sampling. A critic
+    that is a head on the reference's states costs next to nothing.
     """
     batch = experience.batch
     num_tokens = int(batch.completion_mask.sum())
@@ -229,11 +230,11 @@ def step_flops(meter: Meter, experience: Rollout, epochs: int, *, has_critic: bo
     reading = partial(meter.reading, *size, with_lower=not is_cached)
     policy, critic = (meter.training(*size, count, with_lower=not is_cached) for count in (num_tokens, 0))
     readings = 1 + experience.was_reread
-    scoring = readings * reading(num_tokens) + (reading(0) if has_critic else 0.0)
-    trains_critic = has_critic and experience.critic_states is None
+    reads_critic = has_critic and experience.critic_states is None
+    scoring = readings * reading(num_tokens) + (reading(0) if reads_critic else 0.0)
     return {
         "sample": meter.reading(*size, num_tokens) + scoring,
-        "train": epochs * (policy + (critic if trains_critic else 0.0)),
+        "train": epochs * (policy + (critic if reads_critic else 0.0)),
     }
 
 

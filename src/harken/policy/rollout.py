@@ -55,7 +55,7 @@ class Rollout:
     values: Tensor
     """(B, S) score units (normalized ones where `value.normalize`), the critic before the update; 0 without one."""
     critic_states: Tensor | None
-    """(B, S, H) states before the completion tokens, where only the critic's head learns: they stay as they are."""
+    """(B, S, H) states of the base before the completion tokens, where the critic is a head on them."""
     entropy: float
     """Mean over completion tokens, nats, before the update."""
     stopped: Tensor
@@ -112,20 +112,14 @@ def rollout(
     else:
         entropies = at_tokens(batch, [item.entropies for item in drawn])
         old = torch.stack([sampler_logprobs, entropies], dim=-1)
-    ref = by_microbatch(batch, _reader(trunk, None, config), **room)
-    states, values = None, torch.zeros_like(sampler_logprobs)
-    if config.has_critic and trunk.has_frozen_body(CRITIC):
-        states = by_microbatch(batch, lambda part: completion_states(trunk, CRITIC, part), **room)
-        values = values_of_states(trunk, CRITIC, states, batch.completion_mask)
-    elif config.has_critic:
-        values = by_microbatch(batch, lambda part: completion_values(trunk, CRITIC, part), **room)
+    ref_logprobs, values, states = _read_reference_and_critic(trunk, batch, config)
     return Rollout(
         prompts=asked,
         completions=completions,
         batch=batch,
         sampler_logprobs=sampler_logprobs,
         old_logprobs=old[..., 0],
-        ref_logprobs=ref[..., 0],
+        ref_logprobs=ref_logprobs,
         values=values,
         critic_states=states,
         entropy=float(old[..., 1].sum() / batch.completion_mask.sum()),
@@ -133,6 +127,21 @@ def rollout(
         was_reread=was_reread,
         greedy=_greedy(sampler, trunk, list(zip(prompts, ids, seeds[::n], strict=True)), config, source),
     )
+
+
+def _read_reference_and_critic(trunk: Trunk, batch: Batch, config: PpoConfig) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return log-probabilities under the reference, values, and the states that a critic's head reads; each (B, S)."""
+    room: Any = {"max_tokens": config.compute.scoring_tokens, "padded": trunk.computes_padding}
+    mask = batch.completion_mask
+    if not config.has_critic or not trunk.has_frozen_body(CRITIC):
+        ref = by_microbatch(batch, _reader(trunk, None, config), **room)[..., 0]
+        if not config.has_critic:
+            return ref, torch.zeros_like(ref), None
+        return ref, by_microbatch(batch, lambda part: completion_values(trunk, CRITIC, part), **room), None
+    # A head reads the base, as the reference does: one pass gives both.
+    found = by_microbatch(batch, _reader(trunk, None, config, with_states=True), **room)
+    states = found[..., 2:].to(trunk.dtype)
+    return found[..., 0], values_of_states(trunk, CRITIC, states, mask), states
 
 
 def must_reread(drawn: Sequence[Sampled], settings: SamplerConfig) -> bool:
@@ -159,10 +168,16 @@ def _greedy(
     )
 
 
-def _reader(trunk: Trunk, role: str | None, config: PpoConfig) -> Callable[[Batch], Tensor]:
-    """Return a function from a batch to (B, S, 2): log-probability and, for the policy, entropy of each token."""
+def _reader(
+    trunk: Trunk, role: str | None, config: PpoConfig, *, with_states: bool = False
+) -> Callable[[Batch], Tensor]:
+    """Return a function from a batch to (B, S, 2): log-probability and, for the policy, entropy of each token.
+
+    With states it is (B, S, 2 + H), the state before each token behind them.
+    """
 
     def read(part: Batch) -> Tensor:
+        hidden = trunk.hidden(role, part)
         found = completion_logprobs(
             trunk,
             role,
@@ -170,9 +185,11 @@ def _reader(trunk: Trunk, role: str | None, config: PpoConfig) -> Callable[[Batc
             temperature=config.sampling.temperature,
             chunk_tokens=config.compute.chunk_tokens,
             with_entropy=role is not None,
+            hidden=hidden,
         )
         entropy = torch.zeros_like(found.logprobs) if found.entropy is None else found.entropy
-        return torch.stack([found.logprobs, entropy], dim=-1)
+        both = torch.stack([found.logprobs, entropy], dim=-1)
+        return torch.cat([both, completion_states(hidden, part.completion_mask)], dim=-1) if with_states else both
 
     return read
 
