@@ -12,6 +12,7 @@ from tests.core import checks_kin as kin
 from tests.core import checks_losses as high
 from tests.core import checks_offline as offline
 from tests.core import checks_preference as preference
+from tests.core import checks_ridge as ridge
 
 CHECKS: dict[str, list[Callable[[ModuleType], None]]] = {
     "aggregate": [low.check_masked_sum, low.check_masked_moments, kin.check_row_weights],
@@ -60,6 +61,13 @@ CHECKS: dict[str, list[Callable[[ModuleType], None]]] = {
         kin.check_cispo_gradient,
     ],
     "moments": [kin.check_moments, kin.check_normalization, kin.check_rescaled_head],
+    "ridge": [
+        ridge.check_by_hand,
+        ridge.check_least_squares,
+        ridge.check_minimum,
+        ridge.check_states_without_variance,
+        ridge.check_fewer_tokens_than_features,
+    ],
     "importance": [
         high.check_importance_weights,
         high.check_importance_weights_at_random,

@@ -4,16 +4,11 @@ import math
 from types import ModuleType
 
 import torch
-from torch import Tensor
 
-from tests.core.samples import NAN, close, flags, random_rows, row
+from tests.core.samples import NAN, close, flags, random_rows, row, vector
 from tests.reference import kin
 
 LOG = math.log
-
-
-def vector(*values: float) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
 
 
 # ------------------------------------------------------------------------ group advantages

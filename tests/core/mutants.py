@@ -187,6 +187,7 @@ MUTANTS = [
         "group_advantages": kin.GROUP_ADVANTAGES,
         "sequence_loss": kin.SEQUENCE_LOSS,
         "moments": kin.MOMENTS,
+        "ridge": kin.RIDGE,
         "importance": losses.IMPORTANCE,
         "value_loss": losses.VALUE_LOSS + kin.VALUE_LOSS,
         "reward_loss": losses.REWARD_LOSS,

@@ -106,6 +106,19 @@ MOMENTS = [
     ("bias without the means", "(bias * old.std + old.mean - new.mean)", "(bias * old.std)"),
     ("bias means swapped", "old.mean - new.mean", "new.mean - old.mean"),
 ]
+RIDGE = [
+    ("weight not decayed", "decay * seen.weight + len(y)", "seen.weight + len(y)"),
+    ("covariance not decayed", "decay * seen.covariance +", "seen.covariance +"),
+    ("returns not decayed", "decay * seen.cross +", "seen.cross +"),
+    ("states not centered", "x = x - mean_state", "x = x * 1.0"),
+    ("returns scaled", "x.T @ (y - mean_return)", "x.T @ (2 * (y - mean_return))"),
+    ("penalty without the tokens", ".mean() / seen.weight)", ".mean())"),
+    ("penalty by the sum of the variances", ".diagonal().mean()", ".diagonal().sum()"),
+    ("ridge forgotten", "penalty = ridge *", "penalty ="),
+    ("least variance too large", ".clamp_min(MIN_VARIANCE)", ".clamp_min(10.0)"),
+    ("bias of returns only", "seen.mean_return - weight @ seen.mean_state", "seen.mean_return"),
+    ("bias with the wrong sign", "seen.mean_return - weight", "seen.mean_return + weight"),
+]
 AGGREGATE = [
     ("sequence mean is the token mean", "per_row / counts.clamp(min=1)", "torch.ones_like(counts)"),
     ("sequence mean not scaled", "per_row / counts.clamp(min=1)", "1 / counts.clamp(min=1)"),

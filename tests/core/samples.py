@@ -20,6 +20,10 @@ def row(*values: float) -> Tensor:
     return torch.tensor([values], dtype=torch.float64)
 
 
+def vector(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
 def flags(text: str) -> Tensor:
     """One row of a mask: x = True."""
     return torch.tensor([[letter == "x" for letter in text]])
