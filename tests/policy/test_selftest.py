@@ -176,7 +176,8 @@ def test_positions_that_differ_between_sampler_and_scorer_are_caught(
 
     def stretched(trunk: Any, role: Any, batch: Any, **options: Any) -> Any:
         positions = 2 * torch.arange(batch.ids.shape[1]).expand_as(batch.ids)
-        return honest(trunk, role, replace(batch, position_ids=positions), **(options | {"hidden": None}))
+        wrong = replace(batch, position_ids=positions)
+        return honest(trunk, role, wrong, **{**options, "hidden": trunk.hidden(role, wrong)})
 
     monkeypatch.setattr(rollout_module, "completion_logprobs", stretched)
     with pytest.raises(SelfTestError, match="positions or attention mask"):
