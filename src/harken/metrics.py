@@ -57,7 +57,8 @@ DEFINITIONS: dict[str, str] = {
     "sampling_rounds": "Batches of prompts drawn to fill the step with groups whose scores differ.",
     "ptx_loss": "Mean loss per completion token of the demonstrations mixed in.",
     "policy_loss": "Policy loss, mean over the update's minibatches.",
-    "value_loss": "Clipped value loss, mean over the update's minibatches (ilql: expectile loss of V to Q).",
+    "value_loss": "Clipped value loss, mean over the update's minibatches; with `value.critic` `head` half the mean "
+    "squared error of the new fit (ilql: expectile loss of V to Q).",
     "clip_fraction": "Share of tokens whose ratio the clip made ineffective (cispo: changed).",
     "value_clip_fraction": "Share of tokens whose value the value clip made ineffective.",
     "ratio": "Mean probability ratio of new to old policy.",
