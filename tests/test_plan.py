@@ -244,3 +244,20 @@ def test_adapters_on_the_upper_half_cost_half_of_what_depends_on_the_adapted_lay
     assert 0.5 < by_phase[1]["training"].seconds / by_phase[0]["training"].seconds < 0.7
     with pytest.raises(UsageError, match="adapters on 31 layers, the model has 30"):
         plan(shape, Job(top_layers=31), GPU)
+
+
+def test_a_critic_that_is_a_head_costs_its_states_and_no_training() -> None:
+    own, head = (SIZES["7B"], Job()), (SIZES["7B"], Job(trained_roles=1, has_head_critic=True))
+    saved = resident_bytes(*own)["AdamW moments"] - resident_bytes(*head)["AdamW moments"]
+    assert saved == resident_bytes(*head)["AdamW moments"], "half of it was the critic's"
+    # Kept in bf16 for 64 rows of 128 tokens; the pass that gives them has them in fp32 too.
+    numbers = 64 * 128 * SIZES["7B"].hidden
+    assert working_bytes(*head, "training")["critic's states"] == 2 * numbers
+    assert working_bytes(*head, "scoring")["critic's states"] == 6 * numbers
+    assert "critic's states" not in working_bytes(*own, "training")
+    device = Device(memory=80e9, matrix_rate=1e15, bandwidth=3e12)
+    seconds = [[phase.seconds for phase in plan(*work, device)] for work in (own, head)]
+    # Sampling is the same; a pass less in scoring, half or less of the training.
+    assert seconds[0][0] == seconds[1][0]
+    assert seconds[0][1] > seconds[1][1]
+    assert 0.5 * seconds[0][2] <= seconds[1][2] < 0.65 * seconds[0][2], "the output layer is the policy's alone"

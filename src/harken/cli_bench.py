@@ -28,6 +28,10 @@ StageOption = Annotated[
 TuneOption = Annotated[
     Literal["lora", "full"], typer.Option("--tune", metavar="T", help="lora (adapters) or full (all weights).")
 ]
+CriticOption = Annotated[
+    Literal["own", "head"],
+    typer.Option("--critic", metavar="C", help="PPO's: own (trained) or head (fitted to the reference's states)."),
+]
 TopLayersOption = Annotated[
     int | None, typer.Option("--top-layers", metavar="N", min=1, help="Adapters on the last N layers only.")
 ]
@@ -100,6 +104,7 @@ def plan(
     tune: TuneOption = "lora",
     rank: Annotated[int, typer.Option("--rank", metavar="N", min=1, help="Rank of the adapters.")] = 16,
     top_layers: TopLayersOption = None,
+    critic: CriticOption = "own",
     precision: PrecisionOption = "bfloat16",
     batch: Annotated[
         int, typer.Option("--batch", metavar="N", min=1, help="Completions of an iteration, or rows of a step.")
@@ -127,7 +132,8 @@ def plan(
         rank=rank,
         top_layers=top_layers,
         weight_bytes=2 if precision == "bfloat16" else 4,
-        trained_roles=2 if is_ppo else 1,
+        trained_roles=2 if is_ppo and critic == "own" else 1,
+        has_head_critic=is_ppo and critic == "head",
         batch=2 * batch if stage == "reward" else batch,
         epochs=epochs if is_ppo else 1,
         prompt_tokens=prompt_tokens,

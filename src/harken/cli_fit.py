@@ -112,9 +112,11 @@ def describe(
     }
     if isinstance(config, PpoConfig):
         prompt = _mean([len(chat.encode_prompt(item)) for item in some])
+        is_head = config.value.critic == "head"
         return Job(
             **shared,
-            trained_roles=1 + (config.has_critic and config.value.critic == "own"),
+            trained_roles=1 + (config.has_critic and not is_head),
+            has_head_critic=config.has_critic and is_head,
             batch=config.rollouts,
             step_rows=config.minibatch_size,
             prompt_tokens=prompt,

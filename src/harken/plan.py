@@ -38,6 +38,8 @@ class Job:
     """Bytes of a weight or activation: 2 for bfloat16, 4 for float32."""
     trained_roles: int = 2
     """Policy and critic; 1 where the critic is a head, for fine-tuning and for a reward model."""
+    has_head_critic: bool = False
+    """Whether PPO's critic is a head on the reference's states, which are kept for it."""
     batch: int = 64
     """Rows of one step: completions, demonstrations, or sides of pairs."""
     step_rows: int | None = None
@@ -133,6 +135,7 @@ def joined_bytes(shape: ModelShape, job: Job) -> int:
 
 def working_bytes(shape: ModelShape, job: Job, phase: Phase) -> dict[str, int]:
     """Return what a phase needs beyond `resident_bytes` at its worst moment, by name, in bytes."""
+    states = job.batch * job.row_tokens * shape.hidden if job.has_head_critic else 0
     match phase:
         case "sampling":
             rows = min(job.sampling_rows, job.batch)
@@ -145,9 +148,12 @@ def working_bytes(shape: ModelShape, job: Job, phase: Phase) -> dict[str, int]:
             rows = min(job.batch, max(1, job.scoring_tokens // job.row_tokens))
             # Logits, and in fp32: they, log-probabilities, and what their entropy is added up from.
             logits = _logits(shape, job, rows * job.row_tokens, tensors=1, fp32_tensors=5)
-            return {"pass": max(_one_layer(shape, job, rows * job.row_tokens), logits)}
+            # The pass gives the critic's states in fp32, beside log-probabilities; then they are cast.
+            kept = {"critic's states": states * (4 + job.weight_bytes)} if states else {}
+            return {"pass": max(_one_layer(shape, job, rows * job.row_tokens), logits), **kept}
         case "training":
-            return _training(shape, job)
+            kept = {"critic's states": states * job.weight_bytes} if states else {}
+            return {**_training(shape, job), **kept}
 
 
 def _one_layer(shape: ModelShape, job: Job, positions: int) -> int:
@@ -280,12 +286,12 @@ def _phase_seconds(shape: ModelShape, job: Job, device: Device, phase: Phase) ->
             return rounds * (read + job.new_tokens * max(arithmetic, moving)), logit_tokens
         case "scoring":
             # The reference with the output layer, and the policy unless its log-probabilities are those of sampling
-            # (fp32); critic and reward model without. What the lower layers give comes from sampling, but for the
-            # reward model, which reads texts of its own.
+            # (fp32); a critic that is trained and the reward model without. What the lower layers give comes from
+            # sampling, but for the reward model, which reads texts of its own.
             upper, below = _adapted(shape, job), _below(shape, job)
             readings = 1 if job.weight_bytes == 4 else 2
             flops = readings * forward_flops(upper, positions, job.row_tokens, logit_tokens, rank)
-            flops += 2 * forward_flops(upper, positions, job.row_tokens, 0, rank)
+            flops += job.trained_roles * forward_flops(upper, positions, job.row_tokens, 0, rank)
             flops += forward_flops(below, positions, job.row_tokens, 0)
             return flops / rate, positions
         case "training":
