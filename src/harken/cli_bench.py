@@ -28,6 +28,9 @@ StageOption = Annotated[
 TuneOption = Annotated[
     Literal["lora", "full"], typer.Option("--tune", metavar="T", help="lora (adapters) or full (all weights).")
 ]
+BatchOption = Annotated[
+    int, typer.Option("--batch", metavar="N", min=1, help="Completions of an iteration, or rows of a step.")
+]
 CriticOption = Annotated[
     Literal["own", "head"],
     typer.Option("--critic", metavar="C", help="PPO's: own (trained) or head (fitted to the reference's states)."),
@@ -106,9 +109,7 @@ def plan(
     top_layers: TopLayersOption = None,
     critic: CriticOption = "own",
     precision: PrecisionOption = "bfloat16",
-    batch: Annotated[
-        int, typer.Option("--batch", metavar="N", min=1, help="Completions of an iteration, or rows of a step.")
-    ] = 64,
+    batch: BatchOption = 64,
     epochs: Annotated[int, typer.Option("--epochs", metavar="N", min=1, help="PPO's passes over them.")] = 4,
     prompt_tokens: Annotated[int, typer.Option("--prompt-tokens", metavar="N", min=1, help="Of each row.")] = 256,
     new_tokens: Annotated[int, typer.Option("--new-tokens", metavar="N", min=1, help="Of each row.")] = 256,

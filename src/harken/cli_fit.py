@@ -111,15 +111,13 @@ def describe(
         "plain_attention_up_to": SHORT if is_cpu and weight_bytes == 2 else 0,
     }
     if isinstance(config, PpoConfig):
-        prompt = _mean([len(chat.encode_prompt(item)) for item in some])
-        is_head = config.value.critic == "head"
         return Job(
             **shared,
-            trained_roles=1 + (config.has_critic and not is_head),
-            has_head_critic=config.has_critic and is_head,
+            trained_roles=1 + (config.has_critic and not config.has_head_critic),
+            has_head_critic=config.has_head_critic,
             batch=config.rollouts,
             step_rows=config.minibatch_size,
-            prompt_tokens=prompt,
+            prompt_tokens=_mean([len(chat.encode_prompt(item)) for item in some]),
             new_tokens=config.sampling.max_new_tokens,
             sampling_rows=config.sampling_batch_size,
         ), ("sampling", "scoring", "training")

@@ -264,8 +264,13 @@ class PpoConfig(Config):
 
     @property
     def has_critic(self) -> bool:
-        """Whether a critic is trained."""
+        """Whether values are estimated."""
         return isinstance(self.advantage, GaeConfig)
+
+    @property
+    def has_head_critic(self) -> bool:
+        """Whether the critic is a head that is fitted, with nothing of its own to train."""
+        return self.has_critic and self.value.critic == "head"
 
     @property
     def needs_group(self) -> bool:

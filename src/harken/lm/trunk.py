@@ -199,10 +199,6 @@ class Trunk:
         self.switch.role = (own.through or role) if own.full_model is None else None
         return self.model if own.full_model is None else own.full_model
 
-    def has_frozen_body(self, role: str) -> bool:
-        """Whether only a role's head learns, so that its states stay as they are."""
-        return self.roles[role].lora is None and self.roles[role].full_model is None
-
     def mask(self, role: str | None) -> Mask | None:
         """Return which tokens a role may write; None: all."""
         return None if role is None else self.roles[role].mask

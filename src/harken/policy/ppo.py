@@ -180,7 +180,7 @@ def prepare(model: str | Path, reward: Reward, config: PpoConfig, reporter: Repo
     policy_steps = max(1, config.steps - warmup) * per_step
     optimizers = {POLICY: Optimizer(trunk.parameters(POLICY), config.policy_optimizer, policy_steps)}
     head_critic = None
-    if config.has_critic and trunk.has_frozen_body(CRITIC):
+    if config.has_head_critic:
         head_critic = HeadCritic(trunk, config.value)
     elif config.has_critic:
         optimizers[CRITIC] = Optimizer(trunk.parameters(CRITIC), config.critic_optimizer, config.steps * per_step)

@@ -133,7 +133,7 @@ def _read_reference_and_critic(trunk: Trunk, batch: Batch, config: PpoConfig) ->
     """Return log-probabilities under the reference, values, and the states that a critic's head reads; each (B, S)."""
     room: Any = {"max_tokens": config.compute.scoring_tokens, "padded": trunk.computes_padding}
     mask = batch.completion_mask
-    if not config.has_critic or not trunk.has_frozen_body(CRITIC):
+    if not config.has_head_critic:
         ref = by_microbatch(batch, _reader(trunk, None, config), **room)[..., 0]
         if not config.has_critic:
             return ref, torch.zeros_like(ref), None
