@@ -60,6 +60,14 @@ class Material:
     """What all methods share: a finished run of a recipe."""
 
     run: Path
+    max_prompts: int | None = None
+    """Held-out prompts to measure on; None is as many as the recipe does."""
+
+    @property
+    def evaluation(self) -> EvaluateConfig:
+        """How models are measured."""
+        found: EvaluateConfig = self.settings("evaluate", EvaluateConfig)
+        return found if self.max_prompts is None else found.model_copy(update={"max_prompts": self.max_prompts})
 
     @property
     def base(self) -> Path:
@@ -98,9 +106,9 @@ def settings_of(name: str, shared: Material, seed: int, changes: Sequence[str]) 
             # Heads as wide as trlX's would be larger than the model.
             config = IlqlConfig(**same, head_width=128)
         case _:
-            found: EvaluateConfig = shared.settings("evaluate", EvaluateConfig)
             names = BestOfConfig.model_fields.keys() & EvaluateConfig.model_fields.keys()
-            config = BestOfConfig(**{key: getattr(found, key) for key in names} | {"seed": seed, "best_of": BEST_OF})
+            found: dict[str, Any] = {key: getattr(shared.evaluation, key) for key in names}
+            config = BestOfConfig(**found | {"seed": seed, "best_of": BEST_OF})
     own = [change.removeprefix(f"{name}.") for change in changes if change.startswith(f"{name}.")]
     return build(type(config), apply_overrides(config.model_dump(mode="json"), own), where=f"--set {name}")
 
@@ -144,7 +152,7 @@ def train(name: str, shared: Material, out: Path, config: Any) -> Path:
 
 def measure(shared: Material, model: Path, out: Path) -> dict[str, float]:
     """Compare a trained model with the SFT model on the held-out prompts."""
-    config: EvaluateConfig = shared.settings("evaluate", EvaluateConfig)
+    config = shared.evaluation
     judges = {"reward": load_reward(shared.reward, compute=config.compute), "lexicon": Lexicon()}
     prompts = shared.records("heldout_prompts", Prompt)
     found = evaluate(model, shared.base, prompts, judges, out, config, reporter=Reporter())
@@ -164,8 +172,7 @@ def measure(shared: Material, model: Path, out: Path) -> dict[str, float]:
 
 def measure_best_of(shared: Material, config: BestOfConfig, sft: dict[str, float]) -> dict[str, float]:
     """Keep the best of some draws for each held-out prompt; the KL is the exact one of a reward without ties."""
-    evaluation: EvaluateConfig = shared.settings("evaluate", EvaluateConfig)
-    prompts: list[Prompt] = shared.records("heldout_prompts", Prompt)[: evaluation.max_prompts]
+    prompts: list[Prompt] = shared.records("heldout_prompts", Prompt)[: shared.evaluation.max_prompts]
     judge = load_reward(shared.reward, compute=config.compute)
     trunk = Trunk(load_model(shared.base, compute=config.compute, chat=config.chat))
     kept = best_of_n(trunk, prompts, judge, config, reporter=Reporter())
@@ -182,7 +189,7 @@ def measure_best_of(shared: Material, config: BestOfConfig, sft: dict[str, float
 def row_of(name: str, shared: Material, out: Path, seed: int, changes: Sequence[str]) -> dict[str, float]:
     """Train and measure one method with one seed, or read what was found before."""
     config, folder = settings_of(name, shared, seed, changes), out / f"{name}-{seed}"
-    asked = {"run": str(shared.run), "config": config.model_dump(mode="json")}
+    asked = {"run": str(shared.run), "prompts": shared.evaluation.max_prompts, "config": config.model_dump(mode="json")}
     if (folder / "row.json").is_file():
         found = read_json(folder / "row.json")
         if found["asked"] != asked:
@@ -224,9 +231,10 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--out", type=Path, default=Path("out/methods"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--prompts", type=int, help="held-out prompts to measure on, instead of the recipe's number")
     parser.add_argument("--set", dest="changes", action="append", default=[], metavar="METHOD.KEY=VALUE")
     asked = parser.parse_args(arguments)
-    shared = Material(asked.run)
+    shared = Material(asked.run, asked.prompts)
     if unknown := [change for change in asked.changes if change.split(".")[0] not in METHODS]:
         parser.error(f"--set {unknown[0]}: begins with no method; expected one of {', '.join(METHODS)}, a dot, a key")
     found = {
