@@ -108,7 +108,8 @@ def settings_of(name: str, shared: Material, seed: int, changes: Sequence[str]) 
         case _:
             names = BestOfConfig.model_fields.keys() & EvaluateConfig.model_fields.keys()
             found: dict[str, Any] = {key: getattr(shared.evaluation, key) for key in names}
-            config = BestOfConfig(**found | {"seed": seed, "best_of": BEST_OF})
+            found |= {"seed": seed, "best_of": BEST_OF}
+            config = BestOfConfig(**found)
     own = [change.removeprefix(f"{name}.") for change in changes if change.startswith(f"{name}.")]
     return build(type(config), apply_overrides(config.model_dump(mode="json"), own), where=f"--set {name}")
 
