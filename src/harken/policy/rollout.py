@@ -3,7 +3,6 @@
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -105,10 +104,9 @@ def rollout(
         for prompt, item, seed in zip(asked, drawn, seeds, strict=True)
     ]
     sampler_logprobs = at_tokens(batch, [item.logprobs for item in drawn])
-    room: Any = {"max_tokens": config.compute.scoring_tokens, "padded": trunk.computes_padding}
     was_reread = step == 0 or must_reread(drawn, config.sampler)
     if was_reread:
-        old = by_microbatch(batch, _reader(trunk, POLICY, config), **room)
+        old = _read(trunk, batch, config, _reader(trunk, POLICY, config))
     else:
         entropies = at_tokens(batch, [item.entropies for item in drawn])
         old = torch.stack([sampler_logprobs, entropies], dim=-1)
@@ -131,17 +129,15 @@ def rollout(
 
 def _read_reference_and_critic(trunk: Trunk, batch: Batch, config: PpoConfig) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return log-probabilities under the reference, values, and the states that a critic's head reads; each (B, S)."""
-    room: Any = {"max_tokens": config.compute.scoring_tokens, "padded": trunk.computes_padding}
-    mask = batch.completion_mask
     if not config.has_head_critic:
-        ref = by_microbatch(batch, _reader(trunk, None, config), **room)[..., 0]
+        ref = _read(trunk, batch, config, _reader(trunk, None, config))[..., 0]
         if not config.has_critic:
             return ref, torch.zeros_like(ref), None
-        return ref, by_microbatch(batch, lambda part: completion_values(trunk, CRITIC, part), **room), None
+        return ref, _read(trunk, batch, config, lambda part: completion_values(trunk, CRITIC, part)), None
     # A head reads the base, as the reference does: one pass gives both.
-    found = by_microbatch(batch, _reader(trunk, None, config, with_states=True), **room)
+    found = _read(trunk, batch, config, _reader(trunk, None, config, with_states=True))
     states = found[..., 2:].to(trunk.dtype)
-    return found[..., 0], values_of_states(trunk, CRITIC, states, mask), states
+    return found[..., 0], values_of_states(trunk, CRITIC, states, batch.completion_mask), states
 
 
 def must_reread(drawn: Sequence[Sampled], settings: SamplerConfig) -> bool:
@@ -166,6 +162,11 @@ def _greedy(
         to_completion(trunk.chat, prompt, item, settings, seed=seed, model=source)
         for (prompt, _, seed), item in zip(asked, drawn, strict=True)
     )
+
+
+def _read(trunk: Trunk, batch: Batch, config: PpoConfig, compute: Callable[[Batch], Tensor]) -> Tensor:
+    """Return what `compute` gives for a whole rollout, in passes as large as the settings allow."""
+    return by_microbatch(batch, compute, max_tokens=config.compute.scoring_tokens, padded=trunk.computes_padding)
 
 
 def _reader(
