@@ -19,9 +19,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from harken.config import ComputeConfig, FullConfig, LoraConfig, SftConfig
-from harken.core.logprobs import CACHED_LOGITS
-from harken.lm.attention import SHORT, use_short_attention
+from harken.lm.attention import use_short_attention
 from harken.lm.batch import Tokens, pad
+from harken.lm.fit import cpu_settings
 from harken.lm.forward import by_microbatch, completion_logprobs
 from harken.lm.load import LoadedModel, load_model
 from harken.lm.machine import memory_in_use, peak_memory, reset_peak_memory
@@ -49,8 +49,7 @@ def _job(tune: str, weight_bytes: int, batch: int, prompt: int, new: int, microb
         new_tokens=new,
         sampling_rows=batch,
         microbatch_tokens=microbatch,
-        fp32_logits=CACHED_LOGITS,
-        plain_attention_up_to=SHORT if weight_bytes == 2 else 0,
+        **cpu_settings(weight_bytes),
     )
 
 

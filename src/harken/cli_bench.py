@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -188,8 +188,7 @@ def _gpu(memory: float, tflops: float, bandwidth: float) -> "Device":
 
 def _here(precision: Literal["bfloat16", "float32"], job: "Job") -> tuple["Device", "Job"]:
     """Measure this machine; a CPU keeps other things in memory than a GPU."""
-    from harken.core.logprobs import CACHED_LOGITS
-    from harken.lm.attention import SHORT
+    from harken.lm.fit import cpu_settings
     from harken.lm.load import pick_device, pick_dtype
     from harken.lm.machine import available_memory, matrix_rate, memory_bandwidth
     from harken.plan import Device
@@ -197,8 +196,8 @@ def _here(precision: Literal["bfloat16", "float32"], job: "Job") -> tuple["Devic
     device = pick_device("auto")
     dtype = pick_dtype(precision, device)
     if device.type == "cpu":
-        short = SHORT if precision == "bfloat16" else 0
-        job = dataclasses.replace(job, fp32_logits=CACHED_LOGITS, plain_attention_up_to=short)
+        settings: dict[str, Any] = cpu_settings(dtype.itemsize)
+        job = dataclasses.replace(job, **settings)
     return Device(available_memory(device), matrix_rate(dtype, device), memory_bandwidth(device)), job
 
 

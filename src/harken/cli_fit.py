@@ -92,9 +92,8 @@ def describe(
         is_cpu: short rows in bf16 then take plain attention, which keeps its weights.
     """
     from harken.config import LoraConfig, PpoConfig, RewardConfig
-    from harken.core.logprobs import CACHED_LOGITS
-    from harken.lm.attention import SHORT
     from harken.lm.batch import PACKED_ROW
+    from harken.lm.fit import cpu_settings
     from harken.plan import Job
 
     some: Sequence[Any] = data[:MEASURED_TEXTS]
@@ -107,8 +106,7 @@ def describe(
         "chunk_tokens": config.compute.chunk_tokens,
         "scoring_tokens": config.compute.scoring_tokens,
         "microbatch_tokens": config.compute.microbatch_tokens,
-        "fp32_logits": CACHED_LOGITS if is_cpu else None,
-        "plain_attention_up_to": SHORT if is_cpu and weight_bytes == 2 else 0,
+        **(cpu_settings(weight_bytes) if is_cpu else {}),
     }
     if isinstance(config, PpoConfig):
         return Job(

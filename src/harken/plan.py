@@ -60,6 +60,8 @@ class Job:
     """Logits that are fp32 at the same time, where a CPU goes over some rows of a chunk; None = all of a chunk."""
     plain_attention_up_to: int = 0
     """Longest row whose attention weights are kept for the backward pass; 0 where attention is always fused."""
+    packed_up_to: int = 0
+    """Largest weights, in bytes, of which sampling makes a copy that is packed for the processor; 0 = of none."""
 
     @property
     def row_tokens(self) -> int:
@@ -143,7 +145,9 @@ def working_bytes(shape: ModelShape, job: Job, phase: Phase) -> dict[str, int]:
             prefill = _one_layer(shape, job, rows * job.prompt_tokens)
             # Logits, their fp32 copy, log-probabilities and masses.
             drawing = rows * shape.vocabulary * (job.weight_bytes + 12)
-            return {"key-value cache": cache, "pass": max(prefill, drawing)}
+            packs = shape.parameters * job.weight_bytes <= job.packed_up_to
+            packed = (shape.layer_parameters + shape.embedding_parameters) * job.weight_bytes if packs else 0
+            return {"key-value cache": cache, "packed weights": packed, "pass": max(prefill, drawing)}
         case "scoring":
             rows = min(job.batch, max(1, job.scoring_tokens // job.row_tokens))
             # Logits, and in fp32: they, log-probabilities, and what their entropy is added up from.

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional
 
 from harken.lm import products
-from harken.lm.products import WIDE, linear, prefers_onednn
+from harken.lm.products import PACKED_STEPS, WIDE, can_pack, linear, packed, prefers_onednn
 
 
 @pytest.fixture
@@ -71,3 +72,40 @@ def test_the_processor_decides(monkeypatch: pytest.MonkeyPatch, capability: str,
         assert prefers_onednn() == wanted
     finally:
         prefers_onednn.cache_clear()
+
+
+needs_packing = pytest.mark.skipif(
+    not can_pack(nn.Linear(4, 4), PACKED_STEPS), reason="torch without oneDNN packs no weights"
+)
+
+
+@needs_packing
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_a_packed_weight_gives_what_a_plain_one_gives(dtype: torch.dtype, with_bias: bool) -> None:
+    if not can_pack(nn.Linear(4, 4).to(dtype), PACKED_STEPS):
+        pytest.skip("this processor knows no bf16")
+    weight = torch.randn(48, 32).to(dtype)
+    bias = torch.randn(48).to(dtype) if with_bias else None
+    ready = packed(weight, 64)
+    for rows in (1, 3, 64, 200):
+        x = torch.randn(rows, 32).to(dtype)
+        torch.testing.assert_close(linear(x, ready, bias), functional.linear(x, weight, bias))
+
+
+@needs_packing
+def test_a_packed_weight_is_a_copy() -> None:
+    weight = torch.randn(48, 32)
+    ready, x = packed(weight, 4), torch.randn(4, 32)
+    before = linear(x, ready)
+    weight.zero_()
+    assert torch.equal(linear(x, ready), before)
+
+
+def test_large_models_few_steps_and_other_types_are_not_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = nn.Linear(8, 8)
+    assert not can_pack(network, PACKED_STEPS - 1)
+    assert not can_pack(nn.Linear(8, 8, dtype=torch.float64), PACKED_STEPS)
+    assert not can_pack(nn.Linear(8, 8, device="meta"), PACKED_STEPS)
+    monkeypatch.setattr(products, "PACKED_BYTES", 4 * 8 * 8)  # but for the bias
+    assert not can_pack(network, PACKED_STEPS)

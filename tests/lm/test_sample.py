@@ -8,7 +8,8 @@ import torch
 from scipy.stats import chisquare
 
 from harken.config import LoraConfig
-from harken.lm import decode_llama
+from harken.lm import decode_llama, llama, products
+from harken.lm import trunk as trunk_module
 from harken.lm.batch import Tokens, pad
 from harken.lm.forward import completion_logprobs
 from harken.lm.sample import Sampled, completion_seeds, sample
@@ -94,6 +95,32 @@ def test_a_role_samples_with_its_own_adapters() -> None:
     drawn = sample(trunk, "policy", prompts, _settings(), seeds=range(5))
     assert _scored(trunk, "policy", prompts, drawn, 1, 1.0) <= 2e-5
     assert _scored(trunk, None, prompts, drawn, 1, 1.0) > 0.1
+
+
+@every_architecture
+@torch.no_grad()
+def test_packed_weights_draw_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    trunk = make_trunk(name, stop_ids=MANY_STOPS)
+    trunk.add_role("policy", LoraConfig(rank=2), seed=0)
+    shake(trunk, "policy", seed=1)
+    packed: list[tuple[int, ...]] = []
+    real = products.packed
+
+    def counted(weight: torch.Tensor, rows: int) -> torch.Tensor:
+        packed.append(tuple(weight.shape))
+        return real(weight, rows)
+
+    for module in (llama, trunk_module):
+        monkeypatch.setattr(module, "packed", counted)
+    prompts, settings = _prompts(1), _settings(max_new_tokens=products.PACKED_STEPS)
+    drawn = sample(trunk, "policy", prompts, settings, seeds=range(15), n=3)
+    assert len(packed) in (1, 1 + 4 * 2)  # the output layer, and four products of each layer of models like llama
+    assert _scored(trunk, "policy", prompts, drawn, 3, 1.0) <= 2e-5
+    monkeypatch.setattr(products, "PACKED_BYTES", 0)
+    count = len(packed)
+    plain = sample(trunk, "policy", prompts, settings, seeds=range(15), n=3)
+    assert [item.token_ids for item in plain] == [item.token_ids for item in drawn]
+    assert len(packed) == count
 
 
 @every_architecture

@@ -14,11 +14,14 @@ import torch
 from torch import Tensor
 
 from harken.config import FullConfig, LoraConfig, Tune
+from harken.core.logprobs import CACHED_LOGITS
 from harken.errors import UsageError
+from harken.lm.attention import SHORT
 from harken.lm.batch import Batch, Tokens, pad
 from harken.lm.forward import completion_logprobs
 from harken.lm.load import Notify, ignore
 from harken.lm.machine import peak_memory, reset_peak_memory, synchronize
+from harken.lm.products import PACKED_BYTES
 from harken.lm.sample import sample
 from harken.lm.speed import model_shape
 from harken.lm.trunk import Trunk
@@ -36,6 +39,15 @@ HEAP_SLACK = 1.5
 """On a CPU the C library keeps freed blocks: a process holds up to this times what it uses (measured: 1.3 to 1.5)."""
 MEMORY_SHARE = 0.9
 """Share of the available memory that a run may take."""
+
+
+def cpu_settings(weight_bytes: int) -> dict[str, int]:
+    """Return the fields of `Job` that say what a CPU holds in memory and a GPU does not, or otherwise."""
+    return {
+        "fp32_logits": CACHED_LOGITS,
+        "plain_attention_up_to": SHORT if weight_bytes == 2 else 0,
+        "packed_up_to": PACKED_BYTES,
+    }
 
 
 @dataclass(frozen=True)

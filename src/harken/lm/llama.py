@@ -6,7 +6,7 @@ adapters of a role are joined likewise. Every other architecture goes through it
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -17,7 +17,7 @@ from transformers.activations import SiLUActivation
 from harken.lm.attention import SHORT, plain_attention, prefers_products, span_attention
 from harken.lm.batch import Batch
 from harken.lm.lora import LoraLinear
-from harken.lm.products import linear
+from harken.lm.products import linear, packed
 
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
 """Model types whose layers are known to be computed as here; tests compare each with its own forward pass."""
@@ -31,7 +31,7 @@ class Projection:
     """Linear layers that read the same input, as one."""
 
     weight: Tensor
-    """(out, in) of all of them."""
+    """(out, in) of all of them; packed for decoding (`lm.products`), it is no plain tensor."""
     bias: Tensor | None
     down: Tensor | None
     """(ranks, in): the role's adapters, one below the other."""
@@ -44,6 +44,10 @@ class Projection:
         if self.down is not None and self.up is not None:
             y.addmm_(functional.linear(x, self.down), self.up)
         return y
+
+    def packed(self, rows: int) -> "Projection":
+        """Return the same with a weight that is packed for products of about so many rows."""
+        return replace(self, weight=packed(self.weight, rows))
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,11 @@ class Layer:
     query_norm: tuple[Tensor, float] | None
     key_norm: tuple[Tensor, float] | None
     act: nn.Module
+
+    def packed(self, rows: int) -> "Layer":
+        """Return the same with packed weights."""
+        parts = {name: getattr(self, name).packed(rows) for name in ("qkv", "out", "gate_up", "down")}
+        return replace(self, **parts)
 
 
 def is_supported(network: Any) -> bool:
@@ -82,7 +91,9 @@ def is_supported(network: Any) -> bool:
 class LlamaLayers:
     """The layers of a model built like llama, as one role computes them at this moment."""
 
-    def __init__(self, network: Any, role: str | None, first: int = 0, end: int | None = None) -> None:
+    def __init__(
+        self, network: Any, role: str | None, first: int = 0, end: int | None = None, *, pack_rows: int | None = None
+    ) -> None:
         """Join weights (once a model) and the role's adapters (each time: they change in training).
 
         Args:
@@ -90,9 +101,11 @@ class LlamaLayers:
             role: whose adapters are on; None = none.
             first: the first layer wanted.
             end: the layer after the last one wanted; None = all that follow.
+            pack_rows: pack the weights for products of about so many rows; None = leave them as they are.
         """
         base, config = network.base_model, network.config
-        self.layers = [_layer(block, role) for block in base.layers[first:end]]
+        layers = [_layer(block, role) for block in base.layers[first:end]]
+        self.layers = layers if pack_rows is None else [layer.packed(pack_rows) for layer in layers]
         self.key_heads: int = config.num_key_value_heads
         self.groups: int = config.num_attention_heads // config.num_key_value_heads
         self.width: int = base.layers[0].self_attn.head_dim
@@ -239,7 +252,7 @@ class _RmsNorm(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.eps = eps
-        return _rms_norm(x, weight, eps)
+        return functional.rms_norm(x, weight.shape, weight, eps)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -262,16 +275,11 @@ def _unit(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     return single * inverse, inverse
 
 
-def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    return _unit(x, eps)[0].mul_(weight).to(x.dtype)
-
-
 def _normed(x: Tensor, norm: tuple[Tensor, float]) -> Tensor:
-    if x.device.type != "cpu":
-        return functional.rms_norm(x, norm[0].shape, *norm)  # one kernel there
-    if not torch.is_grad_enabled():
-        return _rms_norm(x, *norm)  # nothing to keep for a backward pass
-    return cast(Tensor, _RmsNorm.apply(x, *norm))
+    # Our own keeps less for a backward pass on a CPU; elsewhere torch's is one kernel.
+    if torch.is_grad_enabled() and x.device.type == "cpu":
+        return cast(Tensor, _RmsNorm.apply(x, *norm))
+    return functional.rms_norm(x, norm[0].shape, *norm)
 
 
 def _layer(block: Any, role: str | None) -> Layer:

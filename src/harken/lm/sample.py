@@ -19,6 +19,7 @@ from harken.lm.chat import Chat
 from harken.lm.decode import Decoder, ModelDecoder, PairedDecoder, kept_rows
 from harken.lm.decode_llama import LlamaDecoder
 from harken.lm.llama import is_supported
+from harken.lm.products import can_pack
 from harken.lm.trunk import Trunk
 from harken.records import Completion, FinishReason, Message, Prompt, SamplingSettings, content_id
 from harken.runs import derive_seed
@@ -126,12 +127,12 @@ def to_completion(
     )
 
 
-def _open_decoder(trunk: Trunk, role: str | None) -> Decoder:
+def _open_decoder(trunk: Trunk, role: str | None, pack_rows: int | None) -> Decoder:
     def one(name: str | None, num_lower: int = 0) -> Decoder:
         network: Any = trunk.network(name)
         if not is_supported(network):
             return ModelDecoder(network)
-        return LlamaDecoder(network, trunk.switch.role, num_lower=num_lower)
+        return LlamaDecoder(network, trunk.switch.role, num_lower=num_lower, pack_rows=pack_rows)
 
     mask = trunk.mask(role)
     if mask is None:
@@ -150,8 +151,9 @@ def _decode(
     *,
     watch: Watch | None,
 ) -> list[Sampled]:
-    logits_fn, support_fn = trunk.logits_fn(role), trunk.support_fn(role)
-    decoder = _open_decoder(trunk, role)
+    pack_rows = len(seeds) if can_pack(trunk.network(role), settings.max_new_tokens) else None
+    logits_fn, support_fn = trunk.logits_fn(role, pack_rows=pack_rows), trunk.support_fn(role)
+    decoder = _open_decoder(trunk, role, pack_rows)
     stop_ids = torch.tensor(sorted(trunk.chat.stop_ids), device=trunk.device)
     # One stream a row, drawn up front: (rows, max_new_tokens).
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]

@@ -27,7 +27,7 @@ from harken.lm.batch import Batch, microbatches, padding_waste
 from harken.lm.llama import hidden_states, is_supported
 from harken.lm.load import LoadedModel
 from harken.lm.lora import LoraLinear, RoleSwitch
-from harken.lm.products import linear
+from harken.lm.products import linear, packed
 from harken.runs import derive_seed
 
 
@@ -216,11 +216,16 @@ class Trunk:
 
         return support
 
-    def logits_fn(self, role: str | None) -> Callable[[Tensor], Tensor]:
-        """Return the output layer of a role: states (N, H) to logits (N, V), guided where the role has a guide."""
+    def logits_fn(self, role: str | None, *, pack_rows: int | None = None) -> Callable[[Tensor], Tensor]:
+        """Return the output layer of a role: states (N, H) to logits (N, V), guided where the role has a guide.
+
+        With `pack_rows` its weight is packed for about so many states a call (`lm.products.can_pack`), without gradient.
+        """
         own = Role() if role is None else self.roles[role]
         network: Any = self.network(role)
         layer = network.get_output_embeddings()
+        is_linear = type(layer) is nn.Linear
+        weight = packed(layer.weight, pack_rows) if is_linear and pack_rows is not None else layer.weight
         config = network.config
         soft_cap = getattr(config, "final_logit_softcapping", None)
         scale = getattr(config, "logit_scale", None) or 1.0
@@ -229,7 +234,7 @@ class Trunk:
         def logits(states: Tensor) -> Tensor:
             if own.mask is not None:
                 states = states[:, : self.hidden_size]
-            values = linear(states, layer.weight, layer.bias) if type(layer) is nn.Linear else layer(states)
+            values = linear(states, weight, layer.bias) if is_linear else layer(states)
             if scale != 1.0:
                 values = values * scale
             values = values if soft_cap is None else torch.tanh(values / soft_cap) * soft_cap
