@@ -146,7 +146,6 @@ def ppo_config(seed: int, **changes: Any) -> PpoConfig:
         "tune": FullConfig(),
         # At 3e-4, trlX's rate, one update of a nearly perfect policy may move it by more than a nat a token.
         "policy_optimizer": rate(1e-4, eps=1e-5),
-        "critic_optimizer": rate(1e-3),
         "chat": CHAT,
         "compute": COMPUTE,
         "seed": seed,

@@ -5,8 +5,8 @@
     python benchmarks/run.py sampling --curve           Harken alone: cost by rows and by tokens
     python benchmarks/run.py reward-lora                a plain PEFT loop on `reviews` pairs
     python benchmarks/run.py sft | reward | dpo         TRL, full fine-tuning
-    python benchmarks/run.py ppo --tune lora half half-head full    TRL 1.12.0, beside Harken with adapters on all
-                  layers, on the upper half of them, there with a fitted critic too, and with all weights
+    python benchmarks/run.py ppo --tune lora half third full        TRL 1.12.0, beside Harken with adapters on all
+                  layers, on the upper half or third of them, and with all weights and a critic of its own
     python benchmarks/run.py grpo | rloo --tune lora full       TRL, a reward that costs nothing
 
 First it is proven in fp32, on the first rows, that both sides do the same: losses of the first two steps within 1e-3,
@@ -85,7 +85,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="timed steps of a run")
     parser.add_argument("--new-tokens", type=int, help="drawn tokens, for sampling and ppo")
     parser.add_argument(
-        "--tune", nargs="+", choices=["lora", "half", "half-head", "full"], help="what Harken trains; each has a table"
+        "--tune", nargs="+", choices=["lora", "half", "third", "full"], help="what Harken trains; each has a table"
     )
     parser.add_argument("--dtype", default="auto", help="of Harken when it is measured: auto, float32, bfloat16")
     parser.add_argument("--peer-dtype", help="of the peer, instead of each variant's own: float32 where bf16 is slower")

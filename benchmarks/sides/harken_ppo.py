@@ -85,15 +85,10 @@ def settings(job: dict[str, Any], count: int) -> PpoConfig:
         "compute": ComputeConfig(dtype=job["dtype"]),
     }
     if job["phase"] == "ppo":
-        # The proof compares the loss of a critic that is trained.
-        critic = "head" if job["tune"] == "half-head" and not job["check"] else "own"
-        return PpoConfig(
-            approx_kl_limit=None,
-            kl=FixedKl(coef=0.05),
-            value=ValueConfig(critic=critic),
-            critic_optimizer=optimizer,
-            **shared,
-        )
+        if job["check"] or tune == "full":
+            # The proof compares the loss of a critic that is trained, and so does the row of full fine-tuning.
+            shared |= {"value": ValueConfig(critic="own"), "critic_optimizer": optimizer}
+        return PpoConfig(approx_kl_limit=None, kl=FixedKl(coef=0.05), **shared)
     return preset(job["phase"], completions_per_prompt=job["group"], **shared)
 
 

@@ -29,9 +29,9 @@ from harken.reward import train as reward_module
 
 NEVER = 10**9
 ALL_LAYERS = LoraConfig(rank=16, alpha=32)
-UPPER_HALF = ALL_LAYERS.model_copy(update={"top_layers": 15})
-TUNES = {"lora": ALL_LAYERS, "half": UPPER_HALF, "half-head": UPPER_HALF, "full": FullConfig()}
-"""What `--tune` says; half-head, with a critic that is a fitted head, is what the recipe `reviews` sets."""
+UPPER_HALF, UPPER_THIRD = (ALL_LAYERS.model_copy(update={"top_layers": count}) for count in (15, 10))
+TUNES = {"lora": ALL_LAYERS, "half": UPPER_HALF, "third": UPPER_THIRD, "full": FullConfig()}
+"""What `--tune` says: adapters on all layers, on the upper ones only, or all weights."""
 
 
 class StepClock(Reporter):

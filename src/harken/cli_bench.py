@@ -33,7 +33,7 @@ BatchOption = Annotated[
 ]
 CriticOption = Annotated[
     Literal["own", "head"],
-    typer.Option("--critic", metavar="C", help="PPO's: own (trained) or head (fitted to the reference's states)."),
+    typer.Option("--critic", metavar="C", help="PPO's: head (fitted to the reference's states) or own (trained)."),
 ]
 TopLayersOption = Annotated[
     int | None, typer.Option("--top-layers", metavar="N", min=1, help="Adapters on the last N layers only.")
@@ -107,7 +107,7 @@ def plan(
     tune: TuneOption = "lora",
     rank: Annotated[int, typer.Option("--rank", metavar="N", min=1, help="Rank of the adapters.")] = 16,
     top_layers: TopLayersOption = None,
-    critic: CriticOption = "own",
+    critic: CriticOption = "head",
     precision: PrecisionOption = "bfloat16",
     batch: BatchOption = 64,
     epochs: Annotated[int, typer.Option("--epochs", metavar="N", min=1, help="PPO's passes over them.")] = 4,

@@ -289,12 +289,11 @@ def _phase_seconds(shape: ModelShape, job: Job, device: Device, phase: Phase) ->
             moving = step_bytes(shape, job.weight_bytes, rows, context) / device.bandwidth
             return rounds * (read + job.new_tokens * max(arithmetic, moving)), logit_tokens
         case "scoring":
-            # The reference with the output layer, and the policy unless its log-probabilities are those of sampling
-            # (fp32); a critic that is trained and the reward model without. What the lower layers give comes from
-            # sampling, but for the reward model, which reads texts of its own.
+            # The reference with the output layer; a critic that is trained and the reward model without. The policy's
+            # log-probabilities are those of sampling, and what the lower layers give comes from there too, but for the
+            # reward model, which reads texts of its own.
             upper, below = _adapted(shape, job), _below(shape, job)
-            readings = 1 if job.weight_bytes == 4 else 2
-            flops = readings * forward_flops(upper, positions, job.row_tokens, logit_tokens, rank)
+            flops = forward_flops(upper, positions, job.row_tokens, logit_tokens, rank)
             flops += job.trained_roles * forward_flops(upper, positions, job.row_tokens, 0, rank)
             flops += forward_flops(below, positions, job.row_tokens, 0)
             return flops / rate, positions

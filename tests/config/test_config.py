@@ -118,8 +118,8 @@ def test_a_section_that_sets_one_key_keeps_the_stages_other_defaults() -> None:
     assert ppo.policy_optimizer == PpoConfig().policy_optimizer.model_copy(update={"learning_rate": 0.5})
     assert ppo.policy_optimizer.eps == 1e-5  # OptimizerConfig's own default is 1e-8
     assert ppo.sampling == SamplingConfig(temperature=0.5, max_new_tokens=48)
-    recipe = build(RecipeConfig, {"name": "x", "ppo": {"critic_optimizer": {"weight_decay": 0.5}}}, where="x")
-    assert recipe.ppo.critic_optimizer == PpoConfig().critic_optimizer.model_copy(update={"weight_decay": 0.5})
+    recipe = build(RecipeConfig, {"name": "x", "ppo": {"policy_optimizer": {"weight_decay": 0.5}}}, where="x")
+    assert recipe.ppo.policy_optimizer == PpoConfig().policy_optimizer.model_copy(update={"weight_decay": 0.5})
 
 
 def test_a_section_without_kind_is_the_stages_default_kind_and_another_kind_has_its_own_defaults() -> None:

@@ -73,10 +73,14 @@ class Kin:
     """Of the KL; others than k1 are a loss."""
 
 
+def _rate(peak: float) -> OptimizerConfig:
+    return OptimizerConfig(learning_rate=peak, eps=1e-5, warmup_fraction=0.0)
+
+
 MEAN = GroupConfig(divide_by_std=False)
 KIN = {
-    "ppo": Kin(60),
-    "ppo-head": Kin(100, {"value": ValueConfig(critic="head")}),
+    "ppo": Kin(100),
+    "ppo-own": Kin(60, {"value": ValueConfig(critic="own"), "critic_optimizer": _rate(4e-3)}),
     "rloo": Kin(120, {"advantage": RlooConfig(), "loss": ReinforceLossConfig(), "epochs": 1}),
     "dr-grpo": Kin(60, {"advantage": MEAN, "loss": PpoLossConfig(aggregation="constant")}),
     "reinforce-pp": Kin(300, {"advantage": ReinforceConfig(), "epochs": 1}),
@@ -99,10 +103,6 @@ KL_LOSSES = {
 
 def on_policy_config(world: World, kin: Kin, beta: float, seed: int) -> PpoConfig:
     """Return the settings of a method that learns from its own samples; all of a step are one minibatch."""
-
-    def rate(peak: float) -> OptimizerConfig:
-        return OptimizerConfig(learning_rate=peak, eps=1e-5, warmup_fraction=0.0)
-
     kl: dict[str, Any] = {"estimator": kin.estimator, "place": "reward" if kin.estimator == "k1" else "loss"}
     settings: dict[str, Any] = {
         "steps": kin.steps,
@@ -116,8 +116,7 @@ def on_policy_config(world: World, kin: Kin, beta: float, seed: int) -> PpoConfi
         "kl": FixedKl(coef=beta, **kl),
         "score": ScoreConfig(stop_penalty="none"),
         "tune": FullConfig(),
-        "policy_optimizer": rate(1e-3),
-        "critic_optimizer": rate(4e-3),
+        "policy_optimizer": _rate(1e-3),
         "chat": ChatConfig(template="raw"),
         "compute": COMPUTE,
         "seed": seed,

@@ -113,7 +113,7 @@ OPTIONS = {
     "options": _kin(
         "ppo",
         loss=PpoLossConfig(entropy_target=1.0, entropy_coef=0.01),
-        value=ValueConfig(normalize=True, warmup_steps=1),
+        value=ValueConfig(critic="own", normalize=True, warmup_steps=1),
     ),
     "head": _kin("ppo", value=ValueConfig(critic="head")),
     "rloo": _kin("rloo"),

@@ -22,6 +22,7 @@ from harken.config import (
     SamplingConfig,
     ScoreConfig,
     SftConfig,
+    ValueConfig,
 )
 from harken.metrics import DECIDED_BY_MACHINE
 from harken.progress import Describe, Reporter
@@ -199,13 +200,16 @@ def ppo_config(**changes: Any) -> PpoConfig:
         "approx_kl_limit": None,
         "sampling": SamplingConfig(max_new_tokens=6),
         "score": ScoreConfig(stop_penalty="none"),
+        # A critic that learns as the policy does, so that what holds of training is seen in both.
+        "value": ValueConfig(critic="own"),
         "policy_optimizer": OptimizerConfig(learning_rate=1e-3, eps=1e-5),
-        "critic_optimizer": OptimizerConfig(learning_rate=1e-3, eps=1e-5),
         "num_samples": 2,
         "chat": RAW,
         "compute": COMPUTE,
-    }
-    return PpoConfig(**(settings | changes))
+    } | changes
+    if settings["value"].critic == "own":
+        settings.setdefault("critic_optimizer", OptimizerConfig(learning_rate=1e-3, eps=1e-5))
+    return PpoConfig(**settings)
 
 
 def rows(path: Path) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from harken.config import FixedKl, FullConfig, GaeConfig, LoraConfig, OptimizerConfig, Tune, ValueConfig
+from harken.config import FixedKl, FullConfig, GaeConfig, LoraConfig, OptimizerConfig, PpoConfig, Tune, ValueConfig
 from harken.lm.forward import completion_values
 from harken.policy.ppo import ppo, prepare
 from harken.policy.rollout import CRITIC, POLICY, rollout, score
@@ -73,5 +73,7 @@ def test_it_foresees_returns_it_has_not_seen(tiny_model_dir: Path, tmp_path: Pat
 def test_a_head_is_fitted_in_any_units() -> None:
     with pytest.raises(ValueError, match="any units"):
         ValueConfig(critic="head", normalize=True)
-    with pytest.raises(ValueError, match="any units"):
-        ValueConfig(critic="head", huber_delta=10.0)
+    with pytest.raises(ValueError, match=r"clip, huber_delta: .*any units"):
+        ValueConfig(critic="head", huber_delta=10.0, clip=1.0)
+    with pytest.raises(ValueError, match=r"critic_optimizer: .*fitted"):
+        PpoConfig(critic_optimizer=OptimizerConfig(learning_rate=1.0))

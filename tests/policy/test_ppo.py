@@ -82,7 +82,7 @@ def test_the_critic_learns_to_foresee_the_return(tiny_model_dir: Path, tmp_path:
         minibatch_size=12,
         epochs=4,
         tune=FullConfig(),
-        value=ValueConfig(clip=10.0),
+        value=ValueConfig(critic="own", clip=10.0),
         advantage=GaeConfig(gae_lambda=1.0),
         policy_optimizer=OptimizerConfig(learning_rate=1e-9, eps=1e-5),
         critic_optimizer=OptimizerConfig(learning_rate=1e-2, eps=1e-5, schedule="constant"),

@@ -179,7 +179,7 @@ def test_aggregations_weigh_rows_as_they_say(tiny_model_dir: Path) -> None:
 
 
 def test_a_critic_warms_up_before_the_policy_moves(tiny_model_dir: Path) -> None:
-    config = material.ppo_config(value=ValueConfig(warmup_steps=1))
+    config = material.ppo_config(value=ValueConfig(critic="own", warmup_steps=1))
     state, experience = start(tiny_model_dir, config)
     policy, critic = state.trunk.state(POLICY), state.trunk.state(CRITIC)
     scores = score(experience, lengths)
@@ -197,7 +197,7 @@ def test_a_critic_warms_up_before_the_policy_moves(tiny_model_dir: Path) -> None
 def test_normalized_values_mean_the_same_before_and_after_the_moments_change(tiny_model_dir: Path) -> None:
     config = material.ppo_config(
         score=ScoreConfig(clip=1e9, stop_penalty="none"),
-        value=ValueConfig(normalize=True, normalize_decay=0.5),
+        value=ValueConfig(critic="own", normalize=True, normalize_decay=0.5),
         critic_optimizer=OptimizerConfig(learning_rate=1e-12, eps=1e-5),
     )
     state, experience = start(tiny_model_dir, config)
@@ -227,7 +227,7 @@ def test_a_critic_of_large_scores_learns_faster_in_normalized_units(normalize: b
         epochs=4,
         kl=FixedKl(coef=0.0),
         score=ScoreConfig(clip=1e9, stop_penalty="none"),
-        value=ValueConfig(normalize=normalize, clip=1e9, huber_delta=10.0, normalize_decay=0.9),
+        value=ValueConfig(critic="own", normalize=normalize, clip=1e9, huber_delta=10.0, normalize_decay=0.9),
         advantage=GaeConfig(gae_lambda=1.0),
         policy_optimizer=OptimizerConfig(learning_rate=1e-9, eps=1e-5),
         critic_optimizer=OptimizerConfig(learning_rate=1e-2, eps=1e-5, schedule="constant"),

@@ -68,12 +68,24 @@ def test_what_was_not_read_again_is_compared_in_the_first_minibatch(
     assert all("moved" not in row for row in found)
 
 
-def test_by_default_only_what_is_computed_in_fp32_is_not_read_again(tiny_model_dir: Path) -> None:
+def test_by_default_nothing_but_the_first_rollout_is_read_again(tiny_model_dir: Path) -> None:
     config = material.ppo_config()
     assert config.sampler == OwnSamplerConfig(reread=False)
     assert not _second(tiny_model_dir, config).was_reread
-    coarse = material.ppo_config(compute=material.COMPUTE.model_copy(update={"dtype": "bfloat16"}))
-    assert _second(tiny_model_dir, coarse, dtype=torch.bfloat16).was_reread
+
+
+def test_in_bf16_what_was_drawn_with_differs_by_its_rounding(tiny_model_dir: Path) -> None:
+    coarse = {"compute": material.COMPUTE.model_copy(update={"dtype": "bfloat16"})}
+    read, drawn = (
+        _second(tiny_model_dir, _config(reread=reread, **coarse), dtype=torch.bfloat16) for reread in (True, False)
+    )
+    assert not drawn.was_reread
+    assert torch.equal(drawn.old_logprobs, drawn.sampler_logprobs)
+    assert torch.equal(read.batch.ids, drawn.batch.ids)
+    count = drawn.batch.completion_mask.sum()
+    gap = float((drawn.old_logprobs - read.old_logprobs).abs().sum() / count)
+    assert 0 < gap < 0.02  # bf16 keeps 8 bits of logits of up to 4
+    assert drawn.entropy == pytest.approx(read.entropy, abs=0.02)  # likewise
 
 
 def test_a_sampler_that_tells_no_entropies_is_read_again(tiny_model_dir: Path) -> None:

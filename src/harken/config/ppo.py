@@ -155,31 +155,33 @@ Advantage = Annotated[GaeConfig | RlooConfig | GroupConfig | ReinforceConfig | R
 class ValueConfig(Config):
     """The critic, and how it learns; of use with `advantage.kind = "gae"` only."""
 
-    critic: Literal["own", "head"] = "own"
-    """own: a critic with adapters or weights of its own, as `tune`, trained by gradients; head: a linear head on the
-    reference's states, fitted by least squares once an iteration: it needs no pass of its own and no training."""
+    critic: Literal["own", "head"] = "head"
+    """head: a linear head on the reference's states, fitted by least squares once an iteration: it needs no pass of its
+    own and no training; own: a critic with adapters or weights of its own, as `tune`, trained by gradients."""
     fit_ridge: Positive = 3000.0
     """head: how many tokens weights of 0 are worth in the fit; more where returns are noisy."""
     fit_decay: Fraction = 0.8
     """head: share of its weight that an iteration's tokens keep in the next one's fit."""
     clip: Positive = 0.2
-    """Range around the old value inside which the value loss has a gradient; a large number is off."""
+    """own: range around the old value inside which the value loss has a gradient; a large number is off."""
     huber_delta: Positive | None = None
-    """Error beyond which the loss grows linearly (ReaL: 10)."""
+    """own: error beyond which the loss grows linearly (ReaL: 10)."""
     normalize: bool = False
-    """Learn returns in units of their running mean and spread, the head rescaled so that values stay what they are
+    """own: learn returns in units of their running mean and spread, the head rescaled so that values stay what they are
     (arXiv:1602.07714); for scores that are far from 0 or drift."""
     normalize_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
-    """Share of the running mean and spread that an iteration keeps."""
+    """own: share of the running mean and spread that an iteration keeps."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     """First iterations in which the critic learns and the policy does not."""
 
     @model_validator(mode="after")
     def _head_is_fitted(self) -> Self:
-        if self.critic == "head" and (self.normalize or self.huber_delta is not None):
+        of_own = ("clip", "huber_delta", "normalize", "normalize_decay")
+        odd = [name for name in of_own if getattr(self, name) != type(self).model_fields[name].default]
+        if self.critic == "head" and odd:
             raise ValueError(
-                "critic = 'head' is fitted by least squares in any units: normalize and huber_delta are of use with "
-                "critic = 'own'; leave them out"
+                f"{', '.join(odd)}: of use with critic = 'own' only; critic = 'head' is fitted by least squares in any "
+                "units; leave it out, or set critic = 'own'"
             )
         return self
 
@@ -244,7 +246,7 @@ class PpoConfig(Config):
     policy_optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-4, eps=1e-5)
     """Optimizer of the policy."""
     critic_optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-4, eps=1e-5)
-    """Optimizer of the critic."""
+    """Optimizer of a critic of its own."""
     chat: ChatConfig = ChatConfig()
     """How conversations become text."""
     compute: ComputeConfig = ComputeConfig()
@@ -326,10 +328,15 @@ class PpoConfig(Config):
         return self
 
     @model_validator(mode="after")
-    def _warms_up_what_is_there(self) -> Self:
+    def _critic_settings_have_a_critic(self) -> Self:
         if self.value.warmup_steps and not self.has_critic:
             raise ValueError(
                 f"value.warmup_steps is {self.value.warmup_steps}, but advantage.kind = {self.advantage.kind!r} has no "
                 "critic; set it to 0"
+            )
+        if self.has_head_critic and self.critic_optimizer != type(self).model_fields["critic_optimizer"].default:
+            raise ValueError(
+                "critic_optimizer: of use with value.critic = 'own' only; value.critic = 'head' is fitted without one; "
+                "leave it out, or set value.critic = 'own'"
             )
         return self

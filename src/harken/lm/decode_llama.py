@@ -22,9 +22,7 @@ GROWTH = 64
 class LlamaDecoder:
     """A model built like llama under one role, ready to decode."""
 
-    def __init__(
-        self, network: Any, role: str | None, *, num_lower: int = 0, pack_rows: int | None = None
-    ) -> None:
+    def __init__(self, network: Any, role: str | None, *, num_lower: int = 0, pack_rows: int | None = None) -> None:
         """Prepare the layers; they are of this moment's adapters.
 
         Args:

@@ -34,7 +34,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def packed(weight: Tensor, rows: int) -> Tensor:
-    """Return a copy of a weight (out, in) in the order in which the processor reads it, for `linear` of 2-d inputs only.
+    """Return a copy of a weight (out, in) in the order in which the processor reads it, for `linear` of (N, in) only.
 
     A product otherwise packs its weight each time, which takes as long as the product itself where there are few rows.
 
@@ -46,7 +46,7 @@ def packed(weight: Tensor, rows: int) -> Tensor:
 
 
 def can_pack(network: nn.Module, steps: int) -> bool:
-    """Whether a model's weights are to be packed for so many products with each: on a CPU, a small model, many steps."""
+    """Whether to pack a model's weights for so many products with each: on a CPU, of a small model, for many steps."""
     if steps < PACKED_STEPS:
         return False
     weights = list(network.parameters())

@@ -35,8 +35,7 @@ class Sampled:
     """Sampler log-probability of each token."""
     finish_reason: FinishReason
     entropies: list[float] = field(default_factory=list[float])
-    """Of the distribution each token was drawn from, nats; empty where a pass over the completion might find other
-    log-probabilities than those above by more than rounding in fp32."""
+    """Of the distribution each token was drawn from, nats; empty unless asked for."""
     lower_states: Tensor | None = field(default=None, compare=False)
     """(prompt + completion - 1, H), what the layers below all adapters gave for each token but the last, which is never
     read; None where the sampler does not tell."""
@@ -56,7 +55,7 @@ def sample(
     seeds: Sequence[int],
     n: int = 1,
     batch_size: int = 64,
-    watch: Watch | None = None,
+    with_entropy: bool = False,
 ) -> list[Sampled]:
     """Draw `n` completions of each prompt.
 
@@ -68,12 +67,11 @@ def sample(
         seeds: one for each completion, prompt by prompt: `len(prompts) * n` of them.
         n: completions of each prompt.
         batch_size: completions drawn at the same time.
-        watch: for a single completion: sees it grow, and may end it.
+        with_entropy: also tell the entropy of each token's distribution.
 
     Returns: `len(prompts) * n` completions, prompt by prompt.
     """
     assert len(seeds) == len(prompts) * n, "one seed for each completion"
-    assert watch is None or len(seeds) == 1, "one completion can be watched, not several"
     results: list[Sampled | None] = [None] * len(seeds)
     # Prompts of similar length together: less padding in front, and all rows of a batch end at the same width.
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
@@ -88,11 +86,19 @@ def sample(
             settings,
             [seeds[row] for row in rows],
             n,
-            watch=watch,
+            with_entropy=with_entropy,
         )
         for row, completion in zip(rows, drawn, strict=True):
             results[row] = completion
     return [completion for completion in results if completion is not None]
+
+
+@torch.no_grad()
+def sample_watched(
+    trunk: Trunk, role: str | None, prompt: list[int], settings: SamplingSettings, *, seed: int, watch: Watch
+) -> Sampled:
+    """Draw one completion of one prompt, as `sample` does; `watch` sees it grow, and may end it."""
+    return _decode(trunk, role, [prompt], settings, [seed], 1, watch=watch)[0]
 
 
 def completion_seeds(count: int, *parts: object) -> list[int]:
@@ -149,7 +155,8 @@ def _decode(
     seeds: list[int],
     n: int,
     *,
-    watch: Watch | None,
+    with_entropy: bool = False,
+    watch: Watch | None = None,
 ) -> list[Sampled]:
     pack_rows = len(seeds) if can_pack(trunk.network(role), settings.max_new_tokens) else None
     logits_fn, support_fn = trunk.logits_fn(role, pack_rows=pack_rows), trunk.support_fn(role)
@@ -173,7 +180,7 @@ def _decode(
             temperature=settings.temperature,
             top_k=settings.top_k,
             top_p=settings.top_p,
-            with_entropy=trunk.dtype == torch.float32,
+            with_entropy=with_entropy,
         )
         goes_on = (~torch.isin(tokens, stop_ids)).tolist()
         for row, token, logprob in zip(alive, tokens.tolist(), logprobs.tolist(), strict=True):

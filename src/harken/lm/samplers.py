@@ -37,6 +37,8 @@ class OwnSampler:
     trunk: Trunk
     batch_size: int
     """Completions drawn at the same time."""
+    with_entropy: bool = False
+    """Also tell the entropy of each token's distribution."""
 
     def __call__(
         self,
@@ -48,7 +50,16 @@ class OwnSampler:
         n: int = 1,
     ) -> list[Sampled]:
         """Draw with the trunk's own weights; nothing has to be handed over."""
-        return sample(self.trunk, role, prompts, settings, seeds=seeds, n=n, batch_size=self.batch_size)
+        return sample(
+            self.trunk,
+            role,
+            prompts,
+            settings,
+            seeds=seeds,
+            n=n,
+            batch_size=self.batch_size,
+            with_entropy=self.with_entropy,
+        )
 
 
 def open_sampler(trunk: Trunk, config: SamplerConfig, *, batch_size: int, max_length: int) -> Sampler:
@@ -66,7 +77,7 @@ def open_sampler(trunk: Trunk, config: SamplerConfig, *, batch_size: int, max_le
     """
     match config:
         case OwnSamplerConfig():
-            return OwnSampler(trunk, batch_size)
+            return OwnSampler(trunk, batch_size, with_entropy=not config.reread)
         case VllmConfig():
             if importlib.util.find_spec("vllm") is None:
                 raise UsageError(

@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from harken.lm.chat import Chat
-from harken.lm.sample import Sampled, sample
+from harken.lm.sample import Sampled, sample_watched
 from harken.lm.trunk import Trunk
 from harken.protocols import Piece
 from harken.records import Message, Prompt, SamplingSettings
@@ -49,7 +49,7 @@ class TrunkChat:
         def draw() -> list[Sampled]:
             if is_closed.is_set() or is_stopped():  # while it waited for its turn
                 return []
-            return sample(self.trunk, self.role, [ids], self.settings, seeds=[seed], watch=watch)
+            return [sample_watched(self.trunk, self.role, ids, self.settings, seed=seed, watch=watch)]
 
         self._thread.submit(draw).add_done_callback(drawn.put)
         try:

@@ -219,7 +219,7 @@ class Trunk:
     def logits_fn(self, role: str | None, *, pack_rows: int | None = None) -> Callable[[Tensor], Tensor]:
         """Return the output layer of a role: states (N, H) to logits (N, V), guided where the role has a guide.
 
-        With `pack_rows` its weight is packed for about so many states a call (`lm.products.can_pack`), without gradient.
+        With `pack_rows` its weight is packed for about so many states a call (`lm.products`), without gradient.
         """
         own = Role() if role is None else self.roles[role]
         network: Any = self.network(role)

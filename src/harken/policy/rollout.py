@@ -94,7 +94,7 @@ def rollout(
     ids = [trunk.chat.encode_prompt(prompt, max_length=limit) for prompt in prompts]
     seeds = completion_seeds(len(asked), config.seed, "rollout", step)
     settings = SamplingSettings(**config.sampling.model_dump())
-    sampler = sampler or OwnSampler(trunk, config.sampling_batch_size)
+    sampler = sampler or OwnSampler(trunk, config.sampling_batch_size, with_entropy=True)
     drawn = sampler(POLICY, ids, settings, seeds=seeds, n=n)
     batch = pad([Tokens(ids[row // n], item.token_ids) for row, item in enumerate(drawn)], trunk.device)
     known = [item.lower_states for item in drawn]
