@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harken.lm.decode import pad_left
-from harken.lm.llama import Attend, LlamaLayers, attend_whole
+from harken.lm.batch import Batch, Tokens, microbatches, pad
+from harken.lm.llama import Attend, LlamaLayers, real_tokens
 
 PREFILL_TOKENS = 1024
 """Prompt tokens read in one pass; larger ones leave the processor's cache."""
@@ -38,26 +38,27 @@ class LlamaDecoder:
 
     def prefill(self, prompts: Sequence[list[int]], *, n: int, new_tokens: int) -> Tensor:
         """Read prompts once, give each `n` rows with room for `new_tokens` more; return states (R, H)."""
-        layers = self.layers
-        ids, padding = pad_left(prompts, layers.device)
-        count, self.length = ids.shape
+        layers, count = self.layers, len(prompts)
+        lengths = [len(prompt) for prompt in prompts]
+        self.length = max(lengths)
         self.limit = self.length + new_tokens
+        # All rows end at the same position, so that a step writes one.
+        self.padding = self.length - torch.tensor(lengths, device=layers.device)
         self.rotations = layers.rotations(torch.arange(self.limit, device=layers.device))
         shape = (count * n, layers.key_heads, self._room(), layers.width)
         self.keys, self.values = (
             [torch.zeros(shape, dtype=layers.dtype, device=layers.device) for _ in range(self.num_layers)]
             for _ in range(2)
         )
-        rows = max(1, PREFILL_TOKENS // self.length)
-        states: list[Tensor] = []
-        lower: list[Tensor] = []
-        for start in range(0, count, rows):
-            part = slice(start, start + rows)
-            states.append(self._read_prompts(ids[part], padding[part], start * n, n))
-            lower += [] if self.lower_states is None else [self.lower_states.unflatten(0, (-1, self.length))]
-        self.lower_states = torch.cat(lower) if lower else None
-        self._set_padding(padding.repeat_interleave(n))
-        return torch.cat(states).repeat_interleave(n, dim=0)
+        states = torch.empty(count, layers.hidden_size, dtype=layers.dtype, device=layers.device)
+        lower = states.new_zeros(count, self.length, layers.hidden_size) if self.lower is not None else None
+        for rows in microbatches(lengths, PREFILL_TOKENS, padded=False):
+            places = torch.tensor(rows, device=layers.device)
+            batch = pad([Tokens(prompts[row], []) for row in rows], layers.device)
+            states[places] = self._read_prompts(batch, places, lower, n)
+        self.lower_states = lower
+        self._set_padding(self.padding.repeat_interleave(n))
+        return states.repeat_interleave(n, dim=0)
 
     def step(self, tokens: Tensor) -> Tensor:
         """Append a token to each row; return states (R, H)."""
@@ -122,22 +123,24 @@ class LlamaDecoder:
         is_hidden = ((steps < padding[:, None]) | (steps >= self.length))[:, None]
         self.hiding = torch.zeros_like(is_hidden, dtype=self.layers.dtype).masked_fill_(is_hidden, -torch.inf)
 
-    def _read_prompts(self, ids: Tensor, padding: Tensor, first: int, n: int) -> Tensor:
-        """Read (P, S) prompts into the memory from row `first` on, `n` rows each; return states (P, H)."""
-        count, size = ids.shape
-        rows, steps = slice(first, first + count * n), torch.arange(size, device=ids.device)
-        positions = (steps - padding[:, None]).clamp(min=0).flatten()
-        allowed = None
-        if bool(padding.any()):
-            # Padding may read itself, so that its rows hold no NaN.
-            seen = (steps >= padding[:, None])[:, None] | (steps[:, None] == steps)
-            allowed = (seen & (steps[:, None] >= steps))[:, None]
+    def _read_prompts(self, batch: Batch, rows: Tensor, lower: Tensor | None, n: int) -> Tensor:
+        """Read some prompts into memory, `n` rows each, and what the lower layers give into `lower` (prompts, S, H).
+
+        Returns: (P, H), states after the last token of each.
+        """
+        tokens = real_tokens(self.layers, batch)
+        row = rows[tokens.places // tokens.shape[1]]
+        column = tokens.positions + self.padding[row]
+        copies = (row[:, None] * n + torch.arange(n, device=row.device)).flatten()
+        columns = column.repeat_interleave(n)
 
         def attend(number: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             for memory, part in ((self.keys, keys), (self.values, values)):
-                by_row = part.unflatten(0, (count, size)).repeat_interleave(n, dim=0)
-                memory[number][rows, :, :size] = by_row.transpose(1, 2)
-            return attend_whole(self.layers, count, queries, keys, values, allowed)
+                memory[number][copies, :, columns] = part.repeat_interleave(n, dim=0)
+            return tokens.attend(number, queries, keys, values)
 
-        states = self._through_layers(ids.flatten(), positions, attend)
-        return self.layers.normed(states.view(count, size, -1)[:, -1])
+        states = self._through_layers(tokens.ids, tokens.positions, attend)
+        if lower is not None:
+            assert self.lower_states is not None
+            lower[row, column] = self.lower_states
+        return self.layers.normed(states[batch.lengths.cumsum(0) - 1])

@@ -112,6 +112,7 @@ class LlamaLayers:
         self.scale: float = base.layers[0].self_attn.scaling
         self.device: torch.device = network.device
         self.dtype: torch.dtype = network.dtype
+        self.hidden_size: int = config.hidden_size
         self.embed: nn.Module = base.embed_tokens
         self._norm = _norm(base.norm)
         self._rotary = base.rotary_emb
@@ -151,10 +152,52 @@ class LlamaLayers:
         return q, k, values
 
 
+@dataclass(frozen=True)
+class RealTokens:
+    """The N tokens of a batch of B x S positions, without its padding: only attention needs rows of equal length."""
+
+    shape: tuple[int, int]
+    """(B, S)."""
+    places: Tensor
+    """(N,) long, where they stand in B x S."""
+    ids: Tensor
+    """(N,) long."""
+    positions: Tensor
+    """(N,) long, counted in each sequence."""
+    attend: Attend
+    """Attention within sequences, for `LlamaLayers`."""
+
+    def spread(self, x: Tensor) -> Tensor:
+        """Return (B, S, ...) of (N, ...), 0 where there is padding."""
+        return _spread(x, self.places, self.shape).unflatten(0, self.shape)
+
+
+def real_tokens(layers: LlamaLayers, batch: Batch) -> RealTokens:
+    """Return the tokens of a batch, ready for these layers."""
+    count, size = batch.ids.shape
+    steps = torch.arange(size, device=batch.ids.device)
+    allowed = batch.attention_mask()
+    if batch.position_ids is not None and allowed is None:
+        sequence = (batch.position_ids == 0).cumsum(1)
+        allowed = ((sequence[:, :, None] == sequence[:, None]) & (steps[:, None] >= steps))[:, None]
+    positions = steps.expand(count, size) if batch.position_ids is None else batch.position_ids
+    places = (steps < batch.lengths[:, None]).flatten().nonzero().squeeze(1)
+    spans = batch.spans() if prefers_products(layers.dtype, layers.device) and size > SHORT else None
+
+    def attend(number: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        del number
+        if spans is not None:
+            return span_attention(queries, keys, values, spans, layers.scale)
+        q, k, v = (_spread(part, places, (count, size)) for part in (queries, keys, values))
+        read = attend_whole(layers, count, q, k, v, allowed)
+        return read if len(places) == count * size else read[places]
+
+    ids, positions = (part.flatten()[places] for part in (batch.ids, positions))
+    return RealTokens((count, size), places, ids, positions, attend)
+
+
 def hidden_states(network: Any, role: str | None, batch: Batch, *, num_layers: int | None = None) -> Tensor:
     """Return (B, S, H), the last layer's states of a batch, 0 where there is padding; differentiable.
-
-    Padding does not go through the layers: only attention sees rows of equal length.
 
     Args:
         network: a model that `is_supported`.
@@ -164,38 +207,18 @@ def hidden_states(network: Any, role: str | None, batch: Batch, *, num_layers: i
     """
     lower = batch.lower_states
     layers = LlamaLayers(network, role, 0 if lower is None else batch.num_lower_layers, num_layers)
-    count, size = batch.ids.shape
-    steps = torch.arange(size, device=batch.ids.device)
-    allowed = batch.attention_mask()
-    if batch.position_ids is not None and allowed is None:
-        sequence = (batch.position_ids == 0).cumsum(1)
-        allowed = ((sequence[:, :, None] == sequence[:, None]) & (steps[:, None] >= steps))[:, None]
-    positions = steps.expand(count, size) if batch.position_ids is None else batch.position_ids
-    # Where the real tokens stand in B x S; None if all do.
-    real = (steps < batch.lengths[:, None]).flatten().nonzero().squeeze(1)
-    places = None if len(real) == count * size else real
-
-    spans = batch.spans() if prefers_products(layers.dtype, layers.device) and size > SHORT else None
-
-    def attend(number: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        del number
-        if spans is not None:
-            return span_attention(queries, keys, values, spans, layers.scale)
-        q, k, v = (_spread(part, places, count * size) for part in (queries, keys, values))
-        read = attend_whole(layers, count, q, k, v, allowed)
-        return read if places is None else read[places]
-
-    ids, positions = (part.flatten()[real] for part in (batch.ids, positions))
-    x = layers.embed(ids) if lower is None else lower.flatten(0, 1)[real]
-    states = layers(x, layers.rotations(positions), attend)
+    tokens = real_tokens(layers, batch)
+    x = layers.embed(tokens.ids) if lower is None else lower.flatten(0, 1)[tokens.places]
+    states = layers(x, layers.rotations(tokens.positions), tokens.attend)
     if num_layers is None:
         states = layers.normed(states)
-    return _spread(states, places, count * size).view(count, size, -1)
+    return tokens.spread(states)
 
 
-def _spread(x: Tensor, places: Tensor | None, size: int) -> Tensor:
-    """Put (N, ...) where `places` says among `size` of zeros."""
-    return x if places is None else x.new_zeros(size, *x.shape[1:]).index_copy(0, places, x)
+def _spread(x: Tensor, places: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Put (N, ...) where `places` says among zeros, one for each of B x S positions."""
+    size = shape[0] * shape[1]
+    return x if len(places) == size else x.new_zeros(size, *x.shape[1:]).index_copy(0, places, x)
 
 
 def attend_whole(
