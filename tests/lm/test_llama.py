@@ -8,8 +8,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTrainedConfig
 
 from harken.config import FullConfig, LoraConfig
+from harken.lm import decode_llama, llama
 from harken.lm import trunk as trunk_module
-from harken.lm.batch import pack, pad
+from harken.lm.batch import Tokens, pack, pad
 from harken.lm.decode import ModelDecoder, kept_rows
 from harken.lm.decode_llama import LlamaDecoder
 from harken.lm.forward import completion_logprobs
@@ -160,3 +161,29 @@ def test_padding_does_not_go_through_the_layers() -> None:
     assert len(make_trunk("gpt2").microbatches([9, 9, 12], 30)) == 2
     assert trunk.padding_waste([9, 12], [[0, 1]]) == 0.0
     assert make_trunk("gpt2").padding_waste([9, 12], [[0, 1]]) == pytest.approx(3 / 24)
+
+
+@pytest.mark.parametrize("tokens_of_a_pass", [1, 12, 1024])
+def test_prompts_are_read_without_their_padding(tokens_of_a_pass: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode_llama, "PREFILL_TOKENS", tokens_of_a_pass)
+    trunk, sizes = make_trunk(), [3, 9, 1, 6]
+    prompts = [item.prompt for item in random_tokens(2, [(size, 0) for size in sizes])]
+    passed: list[int] = []
+    real = llama.LlamaLayers.__call__
+
+    def counted(self: llama.LlamaLayers, x: torch.Tensor, *others: Any) -> torch.Tensor:
+        passed.append(len(x))
+        return real(self, x, *others)
+
+    monkeypatch.setattr(llama.LlamaLayers, "__call__", counted)
+    decoder = LlamaDecoder(trunk.network(None), None)
+    with torch.no_grad():
+        states = decoder.prefill(prompts, n=2, new_tokens=4)
+        later = decoder.step(torch.arange(8))
+    assert sum(passed[:-1]) == sum(sizes)
+    assert len(passed) - 1 == {1: 4, 12: 2, 1024: 1}[tokens_of_a_pass]
+    batch = pad([Tokens([*prompts[row // 2], row], []) for row in range(8)])
+    hidden = trunk.hidden(None, batch).detach()
+    for row, length in enumerate(batch.lengths.tolist()):
+        torch.testing.assert_close(states[row], hidden[row, length - 2], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(later[row], hidden[row, length - 1], rtol=1e-5, atol=1e-5)
