@@ -83,7 +83,7 @@ PHASES = {
         Phase("sft", "demonstrations", 8, 4, TRAINERS),
         Phase("dpo", "pairs", 8, 3, TRAINERS),
         # TRL's PPO ignores the setting for recomputation, so there is one variant.
-        Phase("ppo", "episodes", 32, 1, {"trl": trl("trl_ppo_side.py", "trl-ppo")[:1]}, tune="lora", epochs=2),
-        *(Phase(name, "prompts", 4, 1, TRAINERS, tune="lora", group=8) for name in ("grpo", "rloo")),
+        Phase("ppo", "episodes", 32, 1, {"trl": trl("trl_ppo_side.py", "trl-ppo")[:1]}, tune="half", epochs=2),
+        *(Phase(name, "prompts", 4, 1, TRAINERS, tune="half", group=8) for name in ("grpo", "rloo")),
     )
 }

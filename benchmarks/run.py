@@ -5,9 +5,9 @@
     python benchmarks/run.py sampling --curve           Harken alone: cost by rows and by tokens
     python benchmarks/run.py reward-lora                a plain PEFT loop on `reviews` pairs
     python benchmarks/run.py sft | reward | dpo         TRL, full fine-tuning
-    python benchmarks/run.py ppo --tune lora half third full        TRL 1.12.0, beside Harken with adapters on all
-                  layers, on the upper half or third of them, and with all weights and a critic of its own
-    python benchmarks/run.py grpo | rloo --tune lora full       TRL, a reward that costs nothing
+    python benchmarks/run.py ppo --tune half lora full         TRL 1.12.0, beside Harken with adapters on the upper half
+                  of the layers (its default), on all, and with all weights and a critic of its own
+    python benchmarks/run.py grpo | rloo --tune half full       TRL, a reward that costs nothing
 
 First it is proven in fp32, on the first rows, that both sides do the same: losses of the first two steps within 1e-3,
 greedy completions for sampling, the metrics of the first update for ppo, grpo and rloo. Then each side runs by turns in

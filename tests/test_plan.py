@@ -242,7 +242,9 @@ def test_adapters_on_the_upper_half_cost_half_of_what_depends_on_the_adapted_lay
     assert 2 * saved[1] == saved[0]
     # Without the output layer training would take half the time.
     assert 0.5 < by_phase[1]["training"].seconds / by_phase[0]["training"].seconds < 0.7
-    with pytest.raises(UsageError, match="adapters on 31 layers, the model has 30"):
+    by_share = [peak_bytes(shape, Job(top_layers=top), "training") for top in (15, 0.5)]
+    assert by_share[0] == by_share[1]
+    with pytest.raises(UsageError, match="top_layers is 31, the model has 30 layers"):
         plan(shape, Job(top_layers=31), GPU)
 
 

@@ -37,7 +37,7 @@ class FreshReward:
 
     def attach(self, trunk: Trunk) -> None:
         """Put the role on the base."""
-        trunk.add_role("reward", self.tune, seed=1, head=True)
+        trunk.add_role("reward", self.tune, seed=1, head=True, reads_apart=True)
         set_head(trunk, "reward", self.head_weights)
         self.model = RewardModel(trunk, ComputeConfig())
 

@@ -36,7 +36,12 @@ CriticOption = Annotated[
     typer.Option("--critic", metavar="C", help="PPO's: head (fitted to the reference's states) or own (trained)."),
 ]
 TopLayersOption = Annotated[
-    int | None, typer.Option("--top-layers", metavar="N", min=1, help="Adapters on the last N layers only.")
+    float | None,
+    typer.Option(
+        "--top-layers",
+        metavar="N",
+        help="Adapters on the last N layers, or on this share of them; all, and half in ppo.",
+    ),
 ]
 PrecisionOption = Annotated[
     Literal["bfloat16", "float32"], typer.Option("--precision", metavar="P", help="bfloat16 or float32.")
@@ -131,7 +136,7 @@ def plan(
     job = Job(
         tune=tune,
         rank=rank,
-        top_layers=top_layers,
+        top_layers=_top_layers(top_layers, stage),
         weight_bytes=2 if precision == "bfloat16" else 4,
         trained_roles=2 if is_ppo and critic == "own" else 1,
         has_head_critic=is_ppo and critic == "head",
@@ -184,6 +189,17 @@ def _gpu(memory: float, tflops: float, bandwidth: float) -> "Device":
         if not (0 < value < math.inf):
             raise UsageError(f"--gpu-{option} {value:g}: expected a number above zero")
     return Device(memory * GB, tflops * 1e12, bandwidth * 1e9)
+
+
+def _top_layers(asked: float | None, stage: str) -> float | None:
+    """Return what the stage's settings would be with what was asked for, or its default."""
+    from harken.config import LoraConfig, PpoConfig, build
+
+    if asked is None:
+        default = PpoConfig().tune if stage == "ppo" else LoraConfig()
+        return default.top_layers if isinstance(default, LoraConfig) else None
+    number = int(asked) if asked.is_integer() else asked
+    return build(LoraConfig, {"top_layers": number}, where="--top-layers").top_layers
 
 
 def _here(precision: Literal["bfloat16", "float32"], job: "Job") -> tuple["Device", "Job"]:

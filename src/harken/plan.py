@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from harken.errors import UsageError
-from harken.shapes import ModelShape, forward_flops, training_flops
+from harken.shapes import ModelShape, forward_flops, num_top_layers, training_flops
 
 Phase = Literal["sampling", "scoring", "training"]
 PHASES: tuple[Phase, ...] = ("sampling", "scoring", "training")
@@ -32,8 +32,8 @@ class Job:
     tune: Literal["lora", "full"] = "lora"
     rank: int = 16
     """Of the adapters."""
-    top_layers: int | None = None
-    """Layers that have adapters, from the last one on; None is all."""
+    top_layers: float | None = None
+    """Layers that have adapters, from the last one on: their number, or a share below 1; None is all."""
     weight_bytes: int = 2
     """Bytes of a weight or activation: 2 for bfloat16, 4 for float32."""
     trained_roles: int = 2
@@ -81,7 +81,8 @@ class Job:
 
 def _adapted(shape: ModelShape, job: Job) -> ModelShape:
     """Return the shape with those layers only that training goes backward through."""
-    return shape if job.top_layers is None or job.tune == "full" else replace(shape, layers=job.top_layers)
+    layers = shape.layers if job.tune == "full" else num_top_layers(job.top_layers, shape.layers)
+    return replace(shape, layers=layers)
 
 
 def _below(shape: ModelShape, job: Job) -> ModelShape:
@@ -255,11 +256,11 @@ def plan(
 
     Raises:
         UsageError: no device.
+        ConfigError: adapters on more layers than the model has.
     """
     if devices < 1:
         raise UsageError(f"{devices} devices; give at least one")
-    if job.top_layers is not None and job.top_layers > shape.layers:
-        raise UsageError(f"adapters on {job.top_layers} layers, the model has {shape.layers}; give at most so many")
+    _adapted(shape, job)  # refuses more layers than there are
     own = replace(job, batch=math.ceil(job.batch / devices))
     found: list[PhasePlan] = []
     for phase in PHASES if has_sampling else PHASES[2:]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from harken.errors import DataError
+from harken.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,19 @@ def shape_from_config(config: Mapping[str, Any], where: str) -> ModelShape:
         is_tied=bool(config.get("tie_word_embeddings", config.get("model_type") == "gpt2")),
         is_gated=config.get("model_type") not in plain,
     )
+
+
+def num_top_layers(top_layers: float | None, total: int) -> int:
+    """Return how many of a model's layers get adapters: `top_layers` of `LoraConfig` is a number, a share, or all.
+
+    Raises:
+        ConfigError: the model has fewer.
+    """
+    if top_layers is None:
+        return total
+    if top_layers > total:
+        raise ConfigError(f"top_layers is {top_layers}, the model has {total} layers; give at most so many")
+    return int(top_layers) if top_layers >= 1 else max(1, round(top_layers * total))
 
 
 def forward_flops(shape: ModelShape, positions: float, row_tokens: float, logit_tokens: float, rank: int = 0) -> float:

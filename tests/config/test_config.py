@@ -124,7 +124,7 @@ def test_a_section_that_sets_one_key_keeps_the_stages_other_defaults() -> None:
 
 def test_a_section_without_kind_is_the_stages_default_kind_and_another_kind_has_its_own_defaults() -> None:
     assert build(PpoConfig, {"kl": {"coef": 0.3}, "tune": {"rank": 4}}, where="x").kl == FixedKl(coef=0.3)
-    assert build(PpoConfig, {"tune": {"rank": 4}}, where="x").tune == LoraConfig(rank=4)
+    assert build(PpoConfig, {"tune": {"rank": 4}}, where="x").tune == LoraConfig(rank=4, top_layers=0.5)
     assert build(PpoConfig, {"kl": {"kind": "adaptive"}}, where="x").kl == AdaptiveKl()
     assert build(PpoConfig, {"tune": {"kind": "full"}}, where="x").tune == FullConfig()
 

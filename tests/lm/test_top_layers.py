@@ -46,7 +46,29 @@ def test_only_the_last_layers_have_adapters(name: str) -> None:
     assert all(torch.equal(value, whole.parameters("policy")[name]) for name, value in top.parameters("policy").items())
 
 
+@pytest.mark.parametrize(("share", "layers"), [(0.5, {1}), (0.1, {1}), (0.8, {0, 1})])
+def test_a_share_of_the_layers_is_at_least_one(share: float, layers: set[int]) -> None:
+    trunk = make_trunk("llama")
+    trunk.add_role("policy", LoraConfig(top_layers=share), seed=0)
+    assert {int(path.split(".")[2]) for path in trunk.adapted_paths("policy")} == layers
+
+
+def test_a_role_that_reads_apart_may_have_adapters_below() -> None:
+    trunk = _with_roles()
+    trunk.add_role("reward", LoraConfig(rank=3), seed=3, head=True, reads_apart=True)
+    batch = _batch()
+    shared = trunk.with_lower_states(batch, max_tokens=1000)
+    assert shared.num_lower_layers == 1
+    torch.testing.assert_close(trunk.hidden("policy", shared), trunk.hidden("policy", batch), rtol=1e-5, atol=1e-5)
+    with pytest.raises(AssertionError, match="'reward' reads apart"):
+        trunk.hidden("reward", shared)
+    trunk.add_role("judge", LoraConfig(rank=3), seed=3, head=True)
+    assert trunk.num_lower_layers == 0
+
+
 def test_more_layers_than_the_model_has_are_refused() -> None:
+    with pytest.raises(ValueError, match="top_layers"):
+        LoraConfig(top_layers=1.0)  # a number or a share?
     with pytest.raises(ConfigError, match="top_layers is 3, the model has 2 layers"):
         make_trunk("llama").add_role("policy", LoraConfig(top_layers=3), seed=0)
 

@@ -14,6 +14,7 @@ from harken.config import (
     IlqlConfig,
     IlqlLossConfig,
     KtoConfig,
+    LoraConfig,
     OnlineDpoConfig,
     OptimizerConfig,
     PpoConfig,
@@ -200,7 +201,8 @@ def ppo_config(**changes: Any) -> PpoConfig:
         "approx_kl_limit": None,
         "sampling": SamplingConfig(max_new_tokens=6),
         "score": ScoreConfig(stop_penalty="none"),
-        # A critic that learns as the policy does, so that what holds of training is seen in both.
+        # All that can learn learns, so that what holds of training is seen in all of it.
+        "tune": LoraConfig(),
         "value": ValueConfig(critic="own"),
         "policy_optimizer": OptimizerConfig(learning_rate=1e-3, eps=1e-5),
         "num_samples": 2,

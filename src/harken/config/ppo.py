@@ -241,8 +241,8 @@ class PpoConfig(Config):
     """Iterations between checkpoints; a kill loses at most so many."""
     num_samples: Annotated[int, Field(ge=0)] = 4
     """Completions of each iteration kept in samples.jsonl."""
-    tune: Tune = LoraConfig()
-    """Adapters or all weights, for policy and critic."""
+    tune: Tune = LoraConfig(top_layers=0.5)
+    """Adapters or all weights, for policy and critic. Adapters on the upper half of the layers cost about half."""
     policy_optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-4, eps=1e-5)
     """Optimizer of the policy."""
     critic_optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-4, eps=1e-5)

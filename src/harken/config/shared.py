@@ -9,6 +9,8 @@ from harken.config.base import Config
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+TopLayers = Annotated[int, Field(strict=True, ge=1)] | Annotated[float, Field(gt=0, lt=1)]
+"""A number of layers, or a share of them; `harken.shapes.num_top_layers` says how many that is."""
 
 
 class LoraConfig(Config):
@@ -20,9 +22,10 @@ class LoraConfig(Config):
     """Rank of each adapter."""
     alpha: Positive = 32.0
     """Adapter outputs are multiplied by alpha / rank."""
-    top_layers: Count | None = None
-    """Only so many of the last transformer layers get adapters; None is all of them. Nothing is computed backward
-    through the layers below, and what they compute is the same for all roles: PPO computes it once a rollout."""
+    top_layers: TopLayers | None = None
+    """Only so many of the last transformer layers get adapters, or this share of all (0.5: the upper half); None is all
+    of them. Nothing is computed backward through the layers below, and what they compute is the same for policy,
+    reference and critic: PPO computes it once a rollout."""
 
 
 class FullConfig(Config):

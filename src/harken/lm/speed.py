@@ -10,7 +10,7 @@ from harken.errors import DataError
 from harken.lm.machine import matrix_rate, peak_memory
 from harken.lm.trunk import Trunk
 from harken.runs import Timer
-from harken.shapes import ModelShape, forward_flops, shape_from_config, training_flops
+from harken.shapes import ModelShape, forward_flops, num_top_layers, shape_from_config, training_flops
 
 
 def model_shape(trunk: Trunk) -> ModelShape:
@@ -34,10 +34,11 @@ class Meter:
         with suppress(DataError):
             self._shape = model_shape(trunk)
         self._lower: ModelShape | None = None
-        if self._shape is not None and isinstance(tune, LoraConfig) and tune.top_layers is not None:
+        if self._shape is not None and isinstance(tune, LoraConfig):
+            upper = num_top_layers(tune.top_layers, self._shape.layers)
             # Layers without adapters: nothing goes backward through them.
-            self._lower = replace(self._shape, layers=self._shape.layers - tune.top_layers)
-            self._shape = replace(self._shape, layers=tune.top_layers)
+            self._lower = replace(self._shape, layers=self._shape.layers - upper)
+            self._shape = replace(self._shape, layers=upper)
         self._tune = tune
         self._rank = tune.rank if isinstance(tune, LoraConfig) else 0
         self._peak = matrix_rate(trunk.dtype, trunk.device)

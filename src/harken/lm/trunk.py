@@ -22,13 +22,13 @@ from transformers.pytorch_utils import Conv1D
 
 from harken.config import FullConfig, LoraConfig
 from harken.core.drawing import nucleus
-from harken.errors import ConfigError
 from harken.lm.batch import Batch, microbatches, padding_waste
 from harken.lm.llama import hidden_states, is_supported
 from harken.lm.load import LoadedModel
 from harken.lm.lora import LoraLinear, RoleSwitch
 from harken.lm.products import linear, packed
 from harken.runs import derive_seed
+from harken.shapes import num_top_layers
 
 
 @dataclass
@@ -49,6 +49,8 @@ class Role:
     gain: float = 1.0
     """What the head reads is in units of `gain * scalar + bias`."""
     bias: float = 0.0
+    reads_apart: bool = False
+    """Whether it reads texts of its own only, and so need not share lower layers with the other roles."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,7 @@ class Trunk:
         *,
         seed: int,
         head: bool = False,
+        reads_apart: bool = False,
     ) -> None:
         """Add a role that starts as the base itself.
 
@@ -106,11 +109,12 @@ class Trunk:
             tune: adapters, a full copy, or None for a head on the base as it is.
             seed: of the adapters' and head's random initialization.
             head: add a scalar head, N(0, 1/sqrt(width + 1)) with bias 0 (OpenAI 2019).
+            reads_apart: it never reads a batch that other roles read (`num_lower_layers`).
 
         Raises:
             ConfigError: adapters on more layers than the model has.
         """
-        role = Role()
+        role = Role(reads_apart=reads_apart)
         match tune:
             case LoraConfig():
                 role.lora = tune
@@ -149,6 +153,9 @@ class Trunk:
 
     def _states(self, role: str | None, batch: Batch) -> Tensor:
         network: Any = self.network(role)
+        if batch.lower_states is not None:
+            lora = None if role is None else self.roles[role].lora
+            assert lora is None or self._first_adapted(lora) >= batch.num_lower_layers, f"{role!r} reads apart"
         if is_supported(network):
             return hidden_states(network, self.switch.role, batch)
         inputs: dict[str, Any] = {"input_ids": batch.ids, "use_cache": False}
@@ -162,9 +169,13 @@ class Trunk:
 
     @property
     def num_lower_layers(self) -> int:
-        """Number of layers below all adapters, which give every role the same; 0 where a role is a full copy."""
-        firsts = [self._first_adapted(role.lora) for role in self.roles.values() if role.lora is not None]
-        is_copied = any(role.full_model is not None for role in self.roles.values())
+        """Number of layers below all adapters, which give every role the same; 0 where a role is a full copy.
+
+        Roles that read apart do not count.
+        """
+        roles = [role for role in self.roles.values() if not role.reads_apart]
+        firsts = [self._first_adapted(role.lora) for role in roles if role.lora is not None]
+        is_copied = any(role.full_model is not None for role in roles)
         return 0 if is_copied or not is_supported(self.model) else min(firsts, default=0)
 
     def with_lower_states(self, batch: Batch, *, max_tokens: int, known: Sequence[Tensor | None] = ()) -> Batch:
@@ -323,12 +334,8 @@ class Trunk:
 
     def _first_adapted(self, tune: LoraConfig) -> int:
         """Return the number of the first transformer layer that gets adapters."""
-        if tune.top_layers is None:
-            return 0
         count = 1 + max(_layer_number(path) for path in self._adapted_layers())
-        if tune.top_layers > count:
-            raise ConfigError(f"top_layers is {tune.top_layers}, the model has {count} layers; give at most so many")
-        return count - tune.top_layers
+        return count - num_top_layers(tune.top_layers, count)
 
     def _adapted_layers(self) -> dict[str, LoraLinear]:
         """Wrap every linear layer of the transformer blocks (not the output layer), once."""

@@ -164,7 +164,8 @@ class StoredRewardModel:
             trunk = Trunk(load_model(base, compute=self._compute, notify=self._notify))
         names = (ROLE, *(f"{ROLE}_{number}" for number in range(2, 100)))
         role = next(name for name in names if name not in trunk.roles)
-        trunk.add_role(role, None if tune is None else LoraConfig.model_validate(tune), seed=0, head=True)
+        lora = None if tune is None else LoraConfig.model_validate(tune)
+        trunk.add_role(role, lora, seed=0, head=True, reads_apart=True)
         if tune is not None:
             adapter = load_tensors(self.folder / "adapter_model.safetensors")
             tensors |= {
