@@ -260,7 +260,6 @@ def plan(
     """
     if devices < 1:
         raise UsageError(f"{devices} devices; give at least one")
-    _adapted(shape, job)  # refuses more layers than there are
     own = replace(job, batch=math.ceil(job.batch / devices))
     found: list[PhasePlan] = []
     for phase in PHASES if has_sampling else PHASES[2:]:
