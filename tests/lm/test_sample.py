@@ -114,7 +114,9 @@ def test_packed_weights_draw_the_same(name: str, monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr(module, "packed", counted)
     prompts, settings = _prompts(1), _settings(max_new_tokens=products.PACKED_STEPS)
     drawn = sample(trunk, "policy", prompts, settings, seeds=range(15), n=3)
-    assert len(packed) in (1, 1 + 4 * 2)  # the output layer, and four products of each layer of models like llama
+    # The output layer, and four products of each layer of models like llama.
+    expected = (1, 1 + 4 * 2) if torch.backends.mkldnn.is_available() else (0,)
+    assert len(packed) in expected
     assert _scored(trunk, "policy", prompts, drawn, 3, 1.0) <= 2e-5
     monkeypatch.setattr(products, "PACKED_BYTES", 0)
     count = len(packed)
