@@ -60,7 +60,7 @@ def test_the_chat_is_accessible_at_each_stage(window: Open, chat: ChatServer) ->
 def test_a_conversation_without_a_mouse(window: Open, chat: ChatServer) -> None:
     page = window(chat, chat.session)
     page.goto(f"{chat.address}/chat")
-    # The text box has the focus when the page opens.
+    page.wait_for_selector("#text:focus")  # the text box has the focus when the page opens
     page.keyboard.type("first line")
     page.keyboard.press("Shift+Enter")
     page.keyboard.type("a long one")
@@ -79,6 +79,7 @@ def test_a_conversation_without_a_mouse(window: Open, chat: ChatServer) -> None:
     page.keyboard.press("Enter")
     page.wait_for_selector("#receipt")
     # On with the arrow keys and Tab alone, without any letter as a key.
+    page.wait_for_selector("#text:focus")
     page.keyboard.type("who are you")
     page.keyboard.press("Enter")
     both_answered(page)
@@ -101,6 +102,7 @@ def test_a_conversation_without_a_mouse(window: Open, chat: ChatServer) -> None:
 def test_single_keys_of_the_chat_can_be_turned_off(window: Open, chat: ChatServer) -> None:
     page = window(chat, chat.session)
     page.goto(f"{chat.address}/chat")
+    page.wait_for_selector("#text:focus")
     page.keyboard.type("hello")
     page.keyboard.press("Enter")
     both_answered(page)

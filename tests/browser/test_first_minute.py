@@ -55,7 +55,8 @@ def test_a_first_comparison_takes_less_than_half_a_minute(window: Callable[..., 
         hand = Hand(page)
         began = time.perf_counter()
         page.goto(f"{server.address}/join/{token}")
-        hand.type("Kim")  # the first field has the focus
+        page.wait_for_selector("[name=name]:focus")  # the first field has the focus
+        hand.type("Kim")
         hand.press("Tab")
         hand.type("a long password")
         hand.press("Enter")
