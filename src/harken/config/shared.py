@@ -69,7 +69,7 @@ class ComputeConfig(Config):
     """`auto` takes a GPU when there is one, else the CPU; or `cpu`, `cuda`, `cuda:1`."""
     microbatch_tokens: Count = 2048
     """Upper bound of rows x padded length in one forward and backward pass."""
-    scoring_tokens: Count = 8192
+    scoring_tokens: Count = 4096
     """The same of a forward pass without gradients, which keeps nothing for a backward pass."""
     chunk_tokens: Count = 256
     """Tokens whose logits exist at the same time; on a CPU more were measured to be no faster."""

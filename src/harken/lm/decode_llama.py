@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from harken.lm.batch import Batch, Tokens, microbatches, pad
+from harken.lm.kernels import WIDEST, find
 from harken.lm.llama import Attend, LlamaLayers, real_tokens
 
 PREFILL_TOKENS = 1024
@@ -68,8 +69,12 @@ class LlamaDecoder:
             self._grow()
         self.hiding[..., here] = 0.0
         positions = here - self.padding
+        compiled = find(self.keys[0]) if layers.width <= WIDEST else None
 
         def attend(number: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            if compiled is not None:
+                memory = self.keys[number], self.values[number]
+                return compiled.attend_step((queries, keys, values), memory, self.padding, here, layers.scale)
             seen, read = self.keys[number][:rows], self.values[number][:rows]
             seen[:, :, here], read[:, :, here] = keys, values
             # Query heads that share a key head are side by side: (rows x key heads, groups, width).

@@ -7,15 +7,15 @@ adapters of a role are joined likewise. Every other architecture goes through it
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers.activations import SiLUActivation
 
 from harken.lm.attention import SHORT, plain_attention, prefers_products, span_attention
 from harken.lm.batch import Batch
+from harken.lm.elementwise import gated, normed, rotated
 from harken.lm.lora import LoraLinear
 from harken.lm.products import linear, packed
 
@@ -130,25 +130,21 @@ class LlamaLayers:
             queries, keys, values = self._project(layer, x, rotations)
             # In place of a new tensor: autograd does not need what the projections gave.
             x = layer.out(attend(number, queries, keys, values)).add_(x)
-            gate, up = layer.gate_up(_normed(x, layer.mlp_norm)).chunk(2, dim=-1)
-            x = layer.down(_gated(layer.act, gate, up)).add_(x)
+            x = layer.down(gated(layer.act, layer.gate_up(normed(x, layer.mlp_norm)))).add_(x)
         return x
 
     def normed(self, x: Tensor) -> Tensor:
         """Return the states as the output layer and the heads read them."""
-        return _normed(x, self._norm)
+        return normed(x, self._norm)
 
     def _project(self, layer: Layer, x: Tensor, rotations: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries (N, heads, D), keys and values (N, key heads, D) of tokens (N, H)."""
-        queries = self.key_heads * self.groups
-        qkv = layer.qkv(_normed(x, layer.norm)).view(len(x), -1, self.width)
-        turned, values = qkv.split([queries + self.key_heads, self.key_heads], dim=1)
+        counts = (self.key_heads * self.groups, self.key_heads, self.key_heads)
+        qkv = layer.qkv(normed(x, layer.norm)).view(len(x), -1, self.width)
         if layer.query_norm is not None and layer.key_norm is not None:
-            q, k = turned.split([queries, self.key_heads], dim=1)
-            turned = torch.cat([_normed(q, layer.query_norm), _normed(k, layer.key_norm)], dim=1)
-        cos, sin = rotations
-        turned = torch.addcmul(turned * cos, turned.roll(self.width // 2, dims=-1), sin)
-        q, k = turned.split([queries, self.key_heads], dim=1)
+            q, k, values = qkv.split(counts, dim=1)
+            qkv = torch.cat([normed(q, layer.query_norm), normed(k, layer.key_norm), values], dim=1)
+        q, k, values = rotated(qkv, rotations, counts[0] + counts[1]).split(counts, dim=1)
         return q, k, values
 
 
@@ -244,65 +240,6 @@ def attend_whole(
             q, k, v, allowed, is_causal=allowed is None, scale=layers.scale, enable_gqa=True
         )
     return read.transpose(1, 2).reshape(len(queries), -1)
-
-
-class _SwiGlu(torch.autograd.Function):
-    """silu(gate) * up; only gate and up are kept for the backward pass (arXiv:2002.05202)."""
-
-    @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
-        ctx.save_for_backward(gate, up)
-        return functional.silu(gate).mul_(up)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
-        gate, up = ctx.saved_tensors
-        grad = grads[0]
-        through = torch.ops.aten.silu_backward(grad * up, gate)
-        return through, functional.silu(gate).mul_(grad)
-
-
-def _gated(act: nn.Module, gate: Tensor, up: Tensor) -> Tensor:
-    if isinstance(act, nn.SiLU | SiLUActivation):
-        return cast(Tensor, _SwiGlu.apply(gate, up))
-    return act(gate) * up
-
-
-class _RmsNorm(torch.autograd.Function):
-    """x / root mean square * weight, in fp32 at least; only x is kept, in its own type (arXiv:1910.07467)."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.eps = eps
-        return functional.rms_norm(x, weight.shape, weight, eps)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        unit, inverse = _unit(x, ctx.eps)
-        for_weight = None
-        if ctx.needs_input_grad[1]:
-            for_weight = (unit * grads[0]).flatten(0, -2).sum(0).to(weight.dtype)
-        wanted = grads[0] * weight.to(unit.dtype)
-        # What would only make x longer or shorter changes nothing.
-        along = torch.linalg.vecdot(wanted, unit).unsqueeze(-1) / x.shape[-1]
-        return wanted.sub_(unit.mul_(along)).mul_(inverse).to(x.dtype), for_weight, None
-
-
-def _unit(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Return x over its root mean square, fp32 (fp64 for fp64), and the factor, (..., 1)."""
-    single = x.to(torch.promote_types(x.dtype, torch.float32))
-    squares = torch.linalg.vecdot(single, single).unsqueeze(-1)
-    inverse = (squares / x.shape[-1]).add_(eps).rsqrt_()
-    return single * inverse, inverse
-
-
-def _normed(x: Tensor, norm: tuple[Tensor, float]) -> Tensor:
-    # Our own keeps less for a backward pass on a CPU; elsewhere torch's is one kernel.
-    if torch.is_grad_enabled() and x.device.type == "cpu":
-        return cast(Tensor, _RmsNorm.apply(x, *norm))
-    return functional.rms_norm(x, norm[0].shape, *norm)
 
 
 def _layer(block: Any, role: str | None) -> Layer:

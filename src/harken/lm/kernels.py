@@ -1,0 +1,174 @@
+"""What stands between matrix products, compiled for this processor where it has a C compiler.
+
+torch goes over memory once for each small operation; `kernels.c` once for a whole norm, gate, rotation, or attention of
+a decoding step. Nothing depends on it: `find` returns None where there is no compiler, on a GPU and for other types, and
+its callers then use torch. `HARKEN_KERNELS=0` turns it off, `CC` names another compiler.
+"""
+
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from harken.assets import cache_folder
+
+SOURCE = Path(__file__).with_name("kernels.c")
+LANES, WIDEST = 16, 256
+"""As in the source: sizes of rows and heads are multiples of the first, a head is no wider than the second."""
+FLAGS = ("-std=gnu11", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared")
+DEFINES = {torch.float32: (), torch.bfloat16: ("-DBF16",)}
+COMPILE_S = 60
+"""Seconds until a compiler that does not answer is left alone; it takes about half of one."""
+
+_POINTER, _LONG, _FLOAT, _INT = ctypes.c_void_p, ctypes.c_long, ctypes.c_float, ctypes.c_int
+PARAMETERS = {
+    "rms_norm": (*[_POINTER] * 3, *[_LONG] * 2, _FLOAT, _INT),
+    "rms_norm_backward": (*[_POINTER] * 5, *[_LONG] * 2, _FLOAT, _INT),
+    "swiglu": (*[_POINTER] * 2, *[_LONG] * 2, _INT),
+    "swiglu_backward": (*[_POINTER] * 3, *[_LONG] * 2, _INT),
+    "rotate": (*[_POINTER] * 4, *[_LONG] * 4, _FLOAT, _INT),
+    "attend_step": (*[_POINTER] * 3, _LONG, *[_POINTER] * 4, *[_LONG] * 6, _FLOAT, _INT),
+}
+
+
+class Kernels:
+    """The compiled functions for numbers of one type, bf16 or fp32; all that is given to one has this type."""
+
+    def __init__(self, library: ctypes.CDLL, dtype: torch.dtype) -> None:
+        """Take the library."""
+        self._library, self._dtype = library, dtype
+        for name, parameters in PARAMETERS.items():
+            getattr(library, name).argtypes = parameters
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """Return x / root mean square * weight, (..., H) of (..., H) and (H,) (arXiv:1910.07467)."""
+        x, out = x.contiguous(), torch.empty(x.shape, dtype=x.dtype)
+        size = x.shape[-1]
+        pointers = self._pointers(x, weight, out)
+        self._library.rms_norm(*pointers, x.numel() // size, size, eps, torch.get_num_threads())
+        return out
+
+    def rms_norm_backward(self, grad: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """Return the slopes (..., H) for x, and each row's inverse root mean square (..., 1) fp32."""
+        grad, x, out = grad.contiguous(), x.contiguous(), torch.empty(x.shape, dtype=x.dtype)
+        inverses, size = torch.empty(*x.shape[:-1], 1), x.shape[-1]
+        pointers = (*self._pointers(grad, x, weight, out), inverses.data_ptr())
+        self._library.rms_norm_backward(*pointers, x.numel() // size, size, eps, torch.get_num_threads())
+        return out, inverses
+
+    def swiglu(self, gate_up: Tensor) -> Tensor:
+        """Return silu(gate) * up, (N, I) of (N, 2 I) with the gates first (arXiv:2002.05202)."""
+        gate_up, size = gate_up.contiguous(), gate_up.shape[-1] // 2
+        out = torch.empty(len(gate_up), size, dtype=gate_up.dtype)
+        self._library.swiglu(*self._pointers(gate_up, out), len(out), size, torch.get_num_threads())
+        return out
+
+    def swiglu_backward(self, grad: Tensor, gate_up: Tensor) -> Tensor:
+        """Return the slopes (N, 2 I) for gates and ups, of those (N, I) for what `swiglu` gave."""
+        grad, gate_up = grad.contiguous(), gate_up.contiguous()
+        out = torch.empty(gate_up.shape, dtype=gate_up.dtype)
+        self._library.swiglu_backward(*self._pointers(grad, gate_up, out), *grad.shape, torch.get_num_threads())
+        return out
+
+    def rotate(self, x: Tensor, rotations: tuple[Tensor, Tensor], turned: int, *, back: bool = False) -> Tensor:
+        """Return (N, heads, D) with the first `turned` heads turned by (N, 1, D) cosine and signed sine, or back.
+
+        Source: arXiv:2104.09864.
+        """
+        x, out = x.contiguous(), torch.empty(x.shape, dtype=x.dtype)
+        assert all(part.shape == (len(x), 1, x.shape[-1]) for part in rotations)
+        pointers = self._pointers(x, *rotations, out)
+        rows, heads, width = x.shape
+        direction = -1.0 if back else 1.0
+        self._library.rotate(*pointers, rows, heads, turned, width, direction, torch.get_num_threads())
+        return out
+
+    def attend_step(
+        self, new: tuple[Tensor, Tensor, Tensor], memory: tuple[Tensor, Tensor], starts: Tensor, here: int, scale: float
+    ) -> Tensor:
+        """Append a position to the memory of keys and values, and attend from it.
+
+        Args:
+            new: queries (R, heads, D), keys and values (R, key heads, D), views of one (R, heads + 2 key heads, D).
+            memory: keys and values (at least R, key heads, room, D).
+            starts: (R,) long, the first position that each row may read, at most `here`.
+            here: the position, below `room`.
+            scale: of the scores.
+
+        Returns: (R, heads x D).
+        """
+        rows, heads, width = new[0].shape
+        _, key_heads, room, _ = memory[0].shape
+        stride = new[0].stride(0)
+        assert all(part.stride() == (stride, width, 1) and part.dtype == self._dtype for part in new)
+        assert len(memory[0]) >= rows
+        assert here < room
+        assert (starts.dtype, starts.shape) == (torch.long, (rows,))
+        out = torch.empty(rows, heads * width, dtype=self._dtype)
+        pointers = (starts.contiguous().data_ptr(), *self._pointers(out))
+        sizes = (rows, heads, key_heads, width, room, here)
+        if self._library.attend_step(
+            *[part.data_ptr() for part in new],
+            stride,
+            *self._pointers(*memory),
+            *pointers,
+            *sizes,
+            scale,
+            torch.get_num_threads(),
+        ):
+            raise MemoryError(f"no memory for the scores of {here + 1} positions")
+        return out
+
+    def _pointers(self, *tensors: Tensor) -> list[int]:
+        """Return where tensors lie that have no gaps and the library's type."""
+        for tensor in tensors:
+            assert tensor.dtype == self._dtype, (tensor.dtype, self._dtype)
+            assert tensor.is_contiguous(), tensor.stride()
+        return [tensor.data_ptr() for tensor in tensors]
+
+
+def find(x: Tensor) -> Kernels | None:
+    """Return what computes with rows like those of `x` (..., size); None = use torch."""
+    is_known = x.device.type == "cpu" and x.dtype in DEFINES and x.shape[-1] % LANES == 0
+    return load(x.dtype) if is_known else None
+
+
+@cache
+def load(dtype: torch.dtype) -> Kernels | None:
+    """Return the kernels for fp32 or bf16, compiled now if the cache has none for this processor; None = cannot."""
+    compiler = shutil.which(os.environ.get("CC") or "cc")
+    if compiler is None or os.environ.get("HARKEN_KERNELS") == "0":
+        return None
+    try:
+        return Kernels(ctypes.CDLL(str(_compiled(compiler, DEFINES[dtype]))), dtype)
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _compiled(compiler: str, defines: tuple[str, ...]) -> Path:
+    """Return the library, from the cache folder or made now."""
+    # What the compiler would define tells its version and all that this processor has.
+    asked = subprocess.run(
+        [compiler, *FLAGS, *defines, "-dM", "-E", "-x", "c", os.devnull],
+        capture_output=True,
+        check=True,
+        timeout=COMPILE_S,
+    )
+    digest = hashlib.sha256(asked.stdout + SOURCE.read_bytes()).hexdigest()[:16]
+    path = cache_folder() / "kernels" / f"{digest}.so"
+    if path.exists():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        made = Path(folder) / path.name
+        command = [compiler, *FLAGS, *defines, str(SOURCE), "-o", str(made), "-lm"]
+        subprocess.run(command, capture_output=True, check=True, timeout=COMPILE_S)
+        made.replace(path)  # whole or not at all, also where several processes compile
+    return path
