@@ -1,9 +1,9 @@
-"""Attention in bf16 on a CPU, where torch's fused kernel is slower than products and a softmax.
+"""Attention on a CPU, where torch's fused kernel is slower: through `lm.kernels`, or in bf16 by products and a softmax.
 
-Short rows: one product for all of them, keys that a query may not read included. Longer ones: a product for each block
-of queries with the keys that it may read. Short rows are also registered with transformers as one more implementation;
-everything else (other devices and types, long rows of a model's own forward pass) goes on to torch's
-`scaled_dot_product_attention`. Same mathematics, other rounding.
+Without kernels, short rows are one product for all of them, keys that a query may not read included, and longer ones a
+product for each block of queries with the keys that it may read. Short rows are also registered with transformers as
+one more implementation; everything else (other devices and types, long rows of a model's own forward pass) goes on to
+torch's `scaled_dot_product_attention`. Same mathematics, other rounding.
 """
 
 import functools
@@ -17,6 +17,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from harken.lm.batch import Span
+from harken.lm.kernels import WIDEST, Kernels, find
 
 NAME = "harken_short"
 
@@ -87,19 +88,53 @@ def plain_attention(
     return (weights @ value).reshape(rows, heads, length, width)
 
 
-def span_attention(query: Tensor, key: Tensor, value: Tensor, spans: Sequence[Span], scale: float) -> Tensor:
+def takes_spans(dtype: torch.dtype, device: torch.device, width: int, size: int) -> bool:
+    """Whether `span_attention` is the faster one for rows of `size` tokens with heads of a width."""
+    return _kernels(dtype, device, width) is not None or (prefers_products(dtype, device) and size > SHORT)
+
+
+def span_attention(heads: Tensor, key_heads: int, spans: Tensor, scale: float) -> Tensor:
     """Attend within spans; scores are computed again in the backward pass, so that none are kept.
 
     Args:
-        query: (N, heads, D), all real tokens of a batch, row after row.
-        key: (N, key heads, D); several query heads may share a key head.
-        value: like `key`.
-        spans: of all N tokens (`Batch.spans`).
+        heads: (N, heads + 2 key heads, D), queries, keys and values of all real tokens of a batch, row after row;
+            several query heads may share a key head.
+        key_heads: how many.
+        spans: (S, 4) long, of all N tokens (`Batch.spans`).
         scale: of the products.
 
     Returns: (N, heads x D).
     """
-    return cast(Tensor, _SpanAttention.apply(query, key, value, spans, scale))
+    if compiled := _kernels(heads.dtype, heads.device, heads.shape[-1]):
+        return cast(Tensor, _CompiledSpans.apply(heads, key_heads, spans, scale, compiled))
+    return cast(Tensor, _SpanAttention.apply(*split_heads(heads, key_heads), spans.tolist(), scale))
+
+
+def split_heads(heads: Tensor, key_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return queries (N, heads, D), keys and values (N, key heads, D) of (N, heads + 2 key heads, D)."""
+    queries, keys, values = heads.split([heads.shape[1] - 2 * key_heads, key_heads, key_heads], dim=1)
+    return queries, keys, values
+
+
+def _kernels(dtype: torch.dtype, device: torch.device, width: int) -> Kernels | None:
+    return find(dtype, device, width) if width <= WIDEST else None
+
+
+class _CompiledSpans(torch.autograd.Function):
+    """Through `lm.kernels`: products and softmax in fp32."""
+
+    @staticmethod
+    def forward(ctx: Any, heads: Tensor, key_heads: int, spans: Tensor, scale: float, compiled: Kernels) -> Tensor:
+        heads = heads.contiguous()
+        ctx.save_for_backward(heads, spans)
+        ctx.key_heads, ctx.scale, ctx.compiled = key_heads, scale, compiled
+        return compiled.attend_spans(split_heads(heads, key_heads), spans, scale)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        heads, spans = ctx.saved_tensors
+        parts = split_heads(heads, ctx.key_heads)
+        return ctx.compiled.attend_spans_backward(grads[0], parts, spans, ctx.scale), None, None, None, None
 
 
 class _SpanAttention(torch.autograd.Function):

@@ -36,6 +36,9 @@ class LlamaDecoder:
         self.layers = LlamaLayers(network, role, num_lower, pack_rows=pack_rows)
         self.num_layers = num_lower + len(self.layers.layers)
         self.lower_states: Tensor | None = None
+        layers = self.layers
+        is_narrow = layers.width <= WIDEST
+        self.kernels = find(layers.dtype, layers.device, layers.width) if is_narrow else None
 
     def prefill(self, prompts: Sequence[list[int]], *, n: int, new_tokens: int) -> Tensor:
         """Read prompts once, give each `n` rows with room for `new_tokens` more; return states (R, H)."""
@@ -47,10 +50,7 @@ class LlamaDecoder:
         self.padding = self.length - torch.tensor(lengths, device=layers.device)
         self.rotations = layers.rotations(torch.arange(self.limit, device=layers.device))
         shape = (count * n, layers.key_heads, self._room(), layers.width)
-        self.keys, self.values = (
-            [torch.zeros(shape, dtype=layers.dtype, device=layers.device) for _ in range(self.num_layers)]
-            for _ in range(2)
-        )
+        self.keys, self.values = ([self._memory(shape) for _ in range(self.num_layers)] for _ in range(2))
         states = torch.empty(count, layers.hidden_size, dtype=layers.dtype, device=layers.device)
         lower = states.new_zeros(count, self.length, layers.hidden_size) if self.lower is not None else None
         for rows in microbatches(lengths, PREFILL_TOKENS, padded=False):
@@ -69,12 +69,12 @@ class LlamaDecoder:
             self._grow()
         self.hiding[..., here] = 0.0
         positions = here - self.padding
-        compiled = find(self.keys[0]) if layers.width <= WIDEST else None
 
-        def attend(number: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-            if compiled is not None:
+        def attend(number: int, heads: Tensor) -> Tensor:
+            queries, keys, values = layers.split(heads)
+            if self.kernels is not None:
                 memory = self.keys[number], self.values[number]
-                return compiled.attend_step((queries, keys, values), memory, self.padding, here, layers.scale)
+                return self.kernels.attend_step((queries, keys, values), memory, self.padding, here, layers.scale)
             seen, read = self.keys[number][:rows], self.values[number][:rows]
             seen[:, :, here], read[:, :, here] = keys, values
             # Query heads that share a key head are side by side: (rows x key heads, groups, width).
@@ -104,11 +104,16 @@ class LlamaDecoder:
             return self.layers(x, rotations, attend)
         first = len(self.lower.layers)
         self.lower_states = self.lower(x, rotations, attend)
-        return self.layers(self.lower_states, rotations, lambda number, *given: attend(first + number, *given))
+        return self.layers(self.lower_states, rotations, lambda number, heads: attend(first + number, heads))
 
     def _room(self) -> int:
         """Return how many positions the memory should hold now."""
         return min(self.limit, self.length + GROWTH)
+
+    def _memory(self, shape: tuple[int, ...]) -> Tensor:
+        # torch's products read all of it, and 0 x what happens to lie there may be NaN.
+        take = torch.zeros if self.kernels is None else torch.empty
+        return take(shape, dtype=self.layers.dtype, device=self.layers.device)
 
     def _grow(self) -> None:
         """Make room for further positions, of the rows that are left."""
@@ -116,8 +121,7 @@ class LlamaDecoder:
         for memory in (self.keys, self.values):
             for number, filled in enumerate(memory):
                 _, heads, room, width = filled.shape
-                # Zeros, because 0 x what happens to lie there may be NaN.
-                memory[number] = filled.new_zeros(rows, heads, self._room(), width)
+                memory[number] = self._memory((rows, heads, self._room(), width))
                 memory[number][:, :, :room] = filled[:rows]
         self._set_padding(self.padding)
 
@@ -139,10 +143,11 @@ class LlamaDecoder:
         copies = (row[:, None] * n + torch.arange(n, device=row.device)).flatten()
         columns = column.repeat_interleave(n)
 
-        def attend(number: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        def attend(number: int, heads: Tensor) -> Tensor:
+            _, keys, values = self.layers.split(heads)
             for memory, part in ((self.keys, keys), (self.values, values)):
                 memory[number][copies, :, columns] = part.repeat_interleave(n, dim=0)
-            return tokens.attend(number, queries, keys, values)
+            return tokens.attend(number, heads)
 
         states = self._through_layers(tokens.ids, tokens.positions, attend)
         if lower is not None:

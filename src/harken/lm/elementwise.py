@@ -13,13 +13,17 @@ from transformers.activations import SiLUActivation
 from harken.lm.kernels import LANES, Kernels, find
 
 
+def _kernels(x: Tensor) -> Kernels | None:
+    return find(x.dtype, x.device, x.shape[-1])
+
+
 class _SwiGlu(torch.autograd.Function):
     """silu(gate) * up; only gate and up are kept for the backward pass (arXiv:2002.05202)."""
 
     @staticmethod
     def forward(ctx: Any, gate_up: Tensor) -> Tensor:
         ctx.save_for_backward(gate_up)
-        if compiled := find(gate_up):
+        if compiled := _kernels(gate_up):
             return compiled.swiglu(gate_up)
         gate, up = gate_up.chunk(2, dim=-1)
         return functional.silu(gate).mul_(up)
@@ -28,7 +32,7 @@ class _SwiGlu(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         (gate_up,) = ctx.saved_tensors
         grad = grads[0]
-        if compiled := find(gate_up):
+        if compiled := _kernels(gate_up):
             return compiled.swiglu_backward(grad, gate_up)
         gate, up = gate_up.chunk(2, dim=-1)
         through = torch.ops.aten.silu_backward(grad * up, gate)
@@ -61,7 +65,7 @@ def rotated(x: Tensor, rotations: tuple[Tensor, Tensor], turned: int) -> Tensor:
     """Return (N, heads, D) with the first `turned` heads turned by cosine and signed sine, (N, 1, D) each (RoPE)."""
     cos, sin = rotations
     half = x.shape[-1] // 2
-    if half % LANES == 0 and (compiled := find(x)):
+    if half % LANES == 0 and (compiled := _kernels(x)):
         return cast(Tensor, _Rotation.apply(x, cos, sin, turned, compiled))
     part, rest = x.split([turned, x.shape[1] - turned], dim=1)
     return torch.cat([torch.addcmul(part * cos, part.roll(half, dims=-1), sin), rest], dim=1)
@@ -81,7 +85,7 @@ class _RmsNorm(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         (grad,) = grads
         unit = for_weight = None
-        if (compiled := find(x)) and weight.dtype == x.dtype:
+        if (compiled := _kernels(x)) and weight.dtype == x.dtype:
             for_x, inverse = compiled.rms_norm_backward(grad, x, weight, ctx.eps)
         else:
             unit, inverse = _unit(x, ctx.eps)
@@ -104,7 +108,7 @@ def _unit(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 
 
 def _plain_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    if (compiled := find(x)) and weight.dtype == x.dtype:
+    if (compiled := _kernels(x)) and weight.dtype == x.dtype:
         return compiled.rms_norm(x, weight, eps)
     return functional.rms_norm(x, weight.shape, weight, eps)
 

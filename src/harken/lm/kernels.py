@@ -1,7 +1,7 @@
 """What stands between matrix products, compiled for this processor where it has a C compiler.
 
-torch goes over memory once for each small operation; `kernels.c` once for a whole norm, gate, rotation, or attention of
-a decoding step. Nothing depends on it: `find` returns None where there is no compiler, on a GPU and for other types, and
+torch goes over memory once for each small operation; the sources in `c/` once for a whole norm, gate, rotation or
+attention. Nothing depends on it: `find` returns None where there is no compiler, on a GPU and for other types, and
 its callers then use torch. `HARKEN_KERNELS=0` turns it off, `CC` names another compiler.
 """
 
@@ -19,9 +19,9 @@ from torch import Tensor
 
 from harken.assets import cache_folder
 
-SOURCE = Path(__file__).with_name("kernels.c")
+SOURCES = Path(__file__).with_name("c")
 LANES, WIDEST = 16, 256
-"""As in the source: sizes of rows and heads are multiples of the first, a head is no wider than the second."""
+"""As in the sources: sizes of rows and heads are multiples of the first, a head is no wider than the second."""
 FLAGS = ("-std=gnu11", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared")
 DEFINES = {torch.float32: (), torch.bfloat16: ("-DBF16",)}
 COMPILE_S = 60
@@ -35,7 +35,12 @@ PARAMETERS = {
     "swiglu_backward": (*[_POINTER] * 3, *[_LONG] * 2, _INT),
     "rotate": (*[_POINTER] * 4, *[_LONG] * 4, _FLOAT, _INT),
     "attend_step": (*[_POINTER] * 3, _LONG, *[_POINTER] * 4, *[_LONG] * 6, _FLOAT, _INT),
+    "attend_spans": (*[_POINTER] * 3, _LONG, _POINTER, _LONG, _POINTER, *[_LONG] * 3, _FLOAT, _INT),
+    "attend_spans_backward": (*[_POINTER] * 4, _LONG, _POINTER, _LONG, _POINTER, *[_LONG] * 3, _FLOAT, _INT),
 }
+
+
+Heads = tuple[Tensor, Tensor, Tensor]
 
 
 class Kernels:
@@ -43,7 +48,7 @@ class Kernels:
 
     def __init__(self, library: ctypes.CDLL, dtype: torch.dtype) -> None:
         """Take the library."""
-        self._library, self._dtype = library, dtype
+        self._library, self.dtype = library, dtype
         for name, parameters in PARAMETERS.items():
             getattr(library, name).argtypes = parameters
 
@@ -90,9 +95,7 @@ class Kernels:
         self._library.rotate(*pointers, rows, heads, turned, width, direction, torch.get_num_threads())
         return out
 
-    def attend_step(
-        self, new: tuple[Tensor, Tensor, Tensor], memory: tuple[Tensor, Tensor], starts: Tensor, here: int, scale: float
-    ) -> Tensor:
+    def attend_step(self, new: Heads, memory: tuple[Tensor, Tensor], starts: Tensor, here: int, scale: float) -> Tensor:
         """Append a position to the memory of keys and values, and attend from it.
 
         Args:
@@ -104,40 +107,75 @@ class Kernels:
 
         Returns: (R, heads x D).
         """
-        rows, heads, width = new[0].shape
-        _, key_heads, room, _ = memory[0].shape
-        stride = new[0].stride(0)
-        assert all(part.stride() == (stride, width, 1) and part.dtype == self._dtype for part in new)
+        pointers, (rows, heads, key_heads, width) = self._views(new)
+        room = memory[0].shape[2]
         assert len(memory[0]) >= rows
         assert here < room
         assert (starts.dtype, starts.shape) == (torch.long, (rows,))
-        out = torch.empty(rows, heads * width, dtype=self._dtype)
-        pointers = (starts.contiguous().data_ptr(), *self._pointers(out))
-        sizes = (rows, heads, key_heads, width, room, here)
-        if self._library.attend_step(
-            *[part.data_ptr() for part in new],
-            stride,
-            *self._pointers(*memory),
-            *pointers,
-            *sizes,
-            scale,
-            torch.get_num_threads(),
-        ):
-            raise MemoryError(f"no memory for the scores of {here + 1} positions")
+        starts, out = starts.contiguous(), torch.empty(rows, heads * width, dtype=self.dtype)
+        others = (*self._pointers(*memory), starts.data_ptr(), *self._pointers(out))
+        sizes = (rows, heads, key_heads, width, room, here, scale, torch.get_num_threads())
+        _check(self._library.attend_step(*pointers, *others, *sizes), here + 1)
         return out
+
+    def attend_spans(self, parts: Heads, spans: Tensor, scale: float) -> Tensor:
+        """Attend within spans; nothing has to be kept for `attend_spans_backward`.
+
+        Args:
+            parts: queries (N, heads, D), keys and values (N, key heads, D), views of one (N, heads + 2 key heads, D).
+            spans: (S, 4) long, of all N tokens in their order: start, end, and of the tokens they share (`batch.Span`).
+            scale: of the scores.
+
+        Returns: (N, heads x D).
+        """
+        pointers, (rows, heads, key_heads, width) = self._views(parts)
+        out = torch.empty(rows, heads * width, dtype=self.dtype)
+        others = (_span_pointer(spans, rows), len(spans), *self._pointers(out))
+        sizes = (heads, key_heads, width, scale, torch.get_num_threads())
+        _check(self._library.attend_spans(*pointers, *others, *sizes), rows)
+        return out
+
+    def attend_spans_backward(self, grad: Tensor, parts: Heads, spans: Tensor, scale: float) -> Tensor:
+        """Return the slopes (N, heads + 2 key heads, D) for all parts, of those (N, heads x D) for what was read."""
+        pointers, (rows, heads, key_heads, width) = self._views(parts)
+        grad, out = grad.contiguous(), torch.empty(rows, heads + 2 * key_heads, width, dtype=self.dtype)
+        assert grad.shape == (rows, heads * width)
+        others = (_span_pointer(spans, rows), len(spans), *self._pointers(out))
+        sizes = (heads, key_heads, width, scale, torch.get_num_threads())
+        _check(self._library.attend_spans_backward(*self._pointers(grad), *pointers, *others, *sizes), rows)
+        return out
+
+    def _views(self, parts: Heads) -> tuple[list[int], tuple[int, int, int, int]]:
+        """Return where queries, keys and values lie and how far apart their rows are; rows, heads, key heads, width."""
+        (rows, heads, width), key_heads = parts[0].shape, parts[1].shape[1]
+        stride = (heads + 2 * key_heads) * width
+        assert width <= WIDEST
+        assert all(part.stride() == (stride, width, 1) and part.dtype == self.dtype for part in parts)
+        return [*[part.data_ptr() for part in parts], stride], (rows, heads, key_heads, width)
 
     def _pointers(self, *tensors: Tensor) -> list[int]:
         """Return where tensors lie that have no gaps and the library's type."""
         for tensor in tensors:
-            assert tensor.dtype == self._dtype, (tensor.dtype, self._dtype)
+            assert tensor.dtype == self.dtype, (tensor.dtype, self.dtype)
             assert tensor.is_contiguous(), tensor.stride()
         return [tensor.data_ptr() for tensor in tensors]
 
 
-def find(x: Tensor) -> Kernels | None:
-    """Return what computes with rows like those of `x` (..., size); None = use torch."""
-    is_known = x.device.type == "cpu" and x.dtype in DEFINES and x.shape[-1] % LANES == 0
-    return load(x.dtype) if is_known else None
+def _span_pointer(spans: Tensor, tokens: int) -> int:
+    assert (spans.dtype, spans.shape[1:]) == (torch.long, (4,))
+    assert spans.is_contiguous()
+    assert int(spans[-1, 1]) == tokens
+    return spans.data_ptr()
+
+
+def _check(failed: int, positions: int) -> None:
+    if failed:
+        raise MemoryError(f"no memory for the attention of {positions} positions")
+
+
+def find(dtype: torch.dtype, device: torch.device, size: int) -> Kernels | None:
+    """Return what computes with rows of `size` numbers; None = use torch."""
+    return load(dtype) if device.type == "cpu" and dtype in DEFINES and size % LANES == 0 else None
 
 
 @cache
@@ -155,20 +193,20 @@ def load(dtype: torch.dtype) -> Kernels | None:
 def _compiled(compiler: str, defines: tuple[str, ...]) -> Path:
     """Return the library, from the cache folder or made now."""
     # What the compiler would define tells its version and all that this processor has.
-    asked = subprocess.run(
-        [compiler, *FLAGS, *defines, "-dM", "-E", "-x", "c", os.devnull],
-        capture_output=True,
-        check=True,
-        timeout=COMPILE_S,
-    )
-    digest = hashlib.sha256(asked.stdout + SOURCE.read_bytes()).hexdigest()[:16]
-    path = cache_folder() / "kernels" / f"{digest}.so"
+    asked = _run([compiler, *FLAGS, *defines, "-dM", "-E", "-x", "c", os.devnull])
+    sources = sorted(SOURCES.iterdir())
+    known = [asked, *[path.read_bytes() for path in sources]]
+    path = cache_folder() / "kernels" / f"{hashlib.sha256(b''.join(known)).hexdigest()[:16]}.so"
     if path.exists():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder) / path.name
-        command = [compiler, *FLAGS, *defines, str(SOURCE), "-o", str(made), "-lm"]
-        subprocess.run(command, capture_output=True, check=True, timeout=COMPILE_S)
+        units = [str(source) for source in sources if source.suffix == ".c"]
+        _run([compiler, *FLAGS, *defines, *units, "-o", str(made), "-lm"])
         made.replace(path)  # whole or not at all, also where several processes compile
     return path
+
+
+def _run(command: list[str]) -> bytes:
+    return subprocess.run(command, capture_output=True, check=True, timeout=COMPILE_S).stdout

@@ -13,7 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from harken.lm.attention import SHORT, plain_attention, prefers_products, span_attention
+from harken.lm.attention import (
+    SHORT,
+    plain_attention,
+    prefers_products,
+    span_attention,
+    split_heads,
+    takes_spans,
+)
 from harken.lm.batch import Batch
 from harken.lm.elementwise import gated, normed, rotated
 from harken.lm.lora import LoraLinear
@@ -22,8 +29,9 @@ from harken.lm.products import linear, packed
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
 """Model types whose layers are known to be computed as here; tests compare each with its own forward pass."""
 
-Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-"""Maps a layer's number, queries (N, heads, D), keys and values (N, key heads, D) to what was read (N, heads x D)."""
+Attend = Callable[[int, Tensor], Tensor]
+"""Maps a layer's number and its heads (N, heads + 2 key heads, D), queries, keys and values, to what was read (N, heads
+x D)."""
 
 
 @dataclass(frozen=True)
@@ -127,9 +135,8 @@ class LlamaLayers:
     def __call__(self, x: Tensor, rotations: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
         """Return states (N, H) after the last layer and before the last norm, of states (N, H) before the first."""
         for number, layer in enumerate(self.layers):
-            queries, keys, values = self._project(layer, x, rotations)
             # In place of a new tensor: autograd does not need what the projections gave.
-            x = layer.out(attend(number, queries, keys, values)).add_(x)
+            x = layer.out(attend(number, self._project(layer, x, rotations))).add_(x)
             x = layer.down(gated(layer.act, layer.gate_up(normed(x, layer.mlp_norm)))).add_(x)
         return x
 
@@ -137,15 +144,17 @@ class LlamaLayers:
         """Return the states as the output layer and the heads read them."""
         return normed(x, self._norm)
 
-    def _project(self, layer: Layer, x: Tensor, rotations: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return queries (N, heads, D), keys and values (N, key heads, D) of tokens (N, H)."""
-        counts = (self.key_heads * self.groups, self.key_heads, self.key_heads)
-        qkv = layer.qkv(normed(x, layer.norm)).view(len(x), -1, self.width)
+    def split(self, heads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries (N, heads, D), keys and values (N, key heads, D) of what `attend` is given."""
+        return split_heads(heads, self.key_heads)
+
+    def _project(self, layer: Layer, x: Tensor, rotations: tuple[Tensor, Tensor]) -> Tensor:
+        """Return queries, keys and values, (N, heads + 2 key heads, D), of tokens (N, H)."""
+        heads = layer.qkv(normed(x, layer.norm)).view(len(x), -1, self.width)
         if layer.query_norm is not None and layer.key_norm is not None:
-            q, k, values = qkv.split(counts, dim=1)
-            qkv = torch.cat([normed(q, layer.query_norm), normed(k, layer.key_norm), values], dim=1)
-        q, k, values = rotated(qkv, rotations, counts[0] + counts[1]).split(counts, dim=1)
-        return q, k, values
+            queries, keys, values = self.split(heads)
+            heads = torch.cat([normed(queries, layer.query_norm), normed(keys, layer.key_norm), values], dim=1)
+        return rotated(heads, rotations, heads.shape[1] - self.key_heads)
 
 
 @dataclass(frozen=True)
@@ -172,24 +181,35 @@ def real_tokens(layers: LlamaLayers, batch: Batch) -> RealTokens:
     """Return the tokens of a batch, ready for these layers."""
     count, size = batch.ids.shape
     steps = torch.arange(size, device=batch.ids.device)
-    allowed = batch.attention_mask()
-    if batch.position_ids is not None and allowed is None:
-        sequence = (batch.position_ids == 0).cumsum(1)
-        allowed = ((sequence[:, :, None] == sequence[:, None]) & (steps[:, None] >= steps))[:, None]
     positions = steps.expand(count, size) if batch.position_ids is None else batch.position_ids
     places = (steps < batch.lengths[:, None]).flatten().nonzero().squeeze(1)
-    spans = batch.spans() if prefers_products(layers.dtype, layers.device) and size > SHORT else None
+    if takes_spans(layers.dtype, layers.device, layers.width, size):
+        spans = torch.tensor(batch.spans())
 
-    def attend(number: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        del number
-        if spans is not None:
-            return span_attention(queries, keys, values, spans, layers.scale)
-        q, k, v = (_spread(part, places, (count, size)) for part in (queries, keys, values))
-        read = attend_whole(layers, count, q, k, v, allowed)
-        return read if len(places) == count * size else read[places]
+        def attend(number: int, heads: Tensor) -> Tensor:
+            del number
+            return span_attention(heads, layers.key_heads, spans, layers.scale)
+    else:
+        allowed = _allowed(batch)
+
+        def attend(number: int, heads: Tensor) -> Tensor:
+            del number
+            q, k, v = layers.split(_spread(heads, places, (count, size)))
+            read = attend_whole(layers, count, q, k, v, allowed)
+            return read if len(places) == count * size else read[places]
 
     ids, positions = (part.flatten()[places] for part in (batch.ids, positions))
     return RealTokens((count, size), places, ids, positions, attend)
+
+
+def _allowed(batch: Batch) -> Tensor | None:
+    """Return (B, 1, S, S) bool, which positions each may read; None = all before it."""
+    allowed = batch.attention_mask()
+    if batch.position_ids is None or allowed is not None:
+        return allowed
+    sequence = (batch.position_ids == 0).cumsum(1)
+    steps = torch.arange(sequence.shape[1], device=sequence.device)
+    return ((sequence[:, :, None] == sequence[:, None]) & (steps[:, None] >= steps))[:, None]
 
 
 def hidden_states(network: Any, role: str | None, batch: Batch, *, num_layers: int | None = None) -> Tensor:

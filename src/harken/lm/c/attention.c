@@ -1,0 +1,354 @@
+/* Attention: of a decoding step over memory, and within the spans of whole sequences, forward and backward. */
+#include "vectors.h"
+
+/* Scores (tiles x 16) become weights, in place; only the first `readable` may be read, at least one. */
+INLINE void soften(float *scores, long tiles, long readable) {
+  for (long at = readable; at < tiles * LANES; at++) scores[at] = -INFINITY;
+  vec largest = splat(-INFINITY), mass = {0};
+  for (long at = 0; at < tiles * LANES; at += LANES) {
+    vec some = get(scores + at);
+    largest = choose(some > largest, some, largest);
+  }
+  float top = maximum(largest);
+  for (long at = 0; at < tiles * LANES; at += LANES) {
+    /* What may not be read gets no weight, not e^-87. */
+    vec some = get(scores + at), weights = choose(some == -INFINITY, splat(0), exponential(some - top));
+    mass += weights;
+    put(scores + at, weights);
+  }
+  vec inverse = splat(1.0f / total(mass));
+  for (long at = 0; at < tiles * LANES; at += LANES) put(scores + at, get(scores + at) * inverse);
+}
+
+/* A tile of 16 positions of a memory (count, width) in fp32, zero beyond the last. The processor is told of the tile
+ * after the next one, as it does not look beyond a page of memory by itself. */
+INLINE void load_tile(vec *tile, const real *memory, long count, long parts) {
+  const char *ahead = (const char *)(memory + 2 * LANES * parts * LANES);
+  for (long byte = 0; byte < LANES * parts * LANES * (long)sizeof(real); byte += 64) __builtin_prefetch(ahead + byte);
+  for (long at = 0; at < LANES; at++)
+    for (long part = 0; part < parts; part++)
+      tile[at * parts + part] = at < count ? load(memory + (at * parts + part) * LANES) : splat(0);
+}
+
+/* Query heads that share keys and values (count, width), over all of those.
+ * queries, out: (groups, width); scratch: room for 16 numbers more than (groups, count + width). */
+INLINE void read_memory(const real *queries, const real *keys, const real *values, float *scratch, real *out,
+                        long groups, long count, const long width, float scale) {
+  const long parts = width / LANES;
+  long tiles = (count + LANES - 1) / LANES;
+  vec tile[WIDEST], query[WIDEST / LANES], dots[LANES];
+  float *sums = scratch + groups * tiles * LANES;
+  for (long at = 0; at < tiles * LANES; at += LANES) {
+    load_tile(tile, keys + at * width, count - at, parts);
+    for (long group = 0; group < groups; group++) {
+      for (long part = 0; part < parts; part++) query[part] = load(queries + group * width + part * LANES);
+      for (int i = 0; i < LANES; i++) {
+        dots[i] = splat(0);
+        for (long part = 0; part < parts; part++) dots[i] += query[part] * tile[i * parts + part];
+      }
+      put(scratch + group * tiles * LANES + at, totals(dots) * scale);
+    }
+  }
+  memset(sums, 0, (size_t)(groups * width) * sizeof(float));
+  for (long group = 0; group < groups; group++) soften(scratch + group * tiles * LANES, tiles, count);
+  for (long at = 0; at < tiles * LANES; at += LANES) {
+    load_tile(tile, values + at * width, count - at, parts);
+    for (long group = 0; group < groups; group++) {
+      const float *weights = scratch + group * tiles * LANES + at;
+      vec sum[WIDEST / LANES];
+      memcpy(sum, sums + group * width, (size_t)width * sizeof(float));
+      for (int i = 0; i < LANES; i++)
+        for (long part = 0; part < parts; part++) sum[part] += weights[i] * tile[i * parts + part];
+      memcpy(sums + group * width, sum, (size_t)width * sizeof(float));
+    }
+  }
+  for (long at = 0; at < groups * width; at += LANES) store(out + at, get(sums + at));
+}
+
+/* Append a key and a value to each row's memory at `here`, and read with its queries from `starts` on.
+ * queries: (rows, heads, width), keys and values: (rows, key_heads, width), rows `stride` numbers apart; out: (rows,
+ * heads, width); all_keys, all_values: (rows, key_heads, room, width). Returns 1 if there is no memory to compute in. */
+int attend_step(const real *queries, const real *keys, const real *values, long stride, real *all_keys,
+                real *all_values, const int64_t *starts, real *out, long rows, long heads, long key_heads, long width,
+                long room, long here, float scale, int threads) {
+  long groups = heads / key_heads, failures = 0;
+#pragma omp parallel num_threads(threads) reduction(+ : failures)
+  {
+    float *scratch = malloc((size_t)(groups * (here + 1 + LANES + width)) * sizeof(float));
+    failures = scratch == NULL;
+#pragma omp for
+    for (long task = 0; task < rows * key_heads; task++) {
+      if (failures) continue;
+      long row = task / key_heads, head = task % key_heads;
+      real *own_keys = all_keys + task * room * width, *own_values = all_values + task * room * width;
+      memcpy(own_keys + here * width, keys + row * stride + head * width, (size_t)width * sizeof(real));
+      memcpy(own_values + here * width, values + row * stride + head * width, (size_t)width * sizeof(real));
+      const real *query = queries + row * stride + head * groups * width;
+      real *to = out + (row * heads + head * groups) * width;
+      long first = starts[row] * width, count = here + 1 - starts[row];
+      if (width == 64) /* a width that is known to the compiler stays in registers */
+        read_memory(query, own_keys + first, own_values + first, scratch, to, groups, count, 64, scale);
+      else if (width == 128)
+        read_memory(query, own_keys + first, own_values + first, scratch, to, groups, count, 128, scale);
+      else
+        read_memory(query, own_keys + first, own_values + first, scratch, to, groups, count, width, scale);
+    }
+    free(scratch);
+  }
+  return failures > 0;
+}
+
+/* --- Attention within spans of whole sequences: each token reads its own span up to itself, after the tokens that the
+ * span shares with others (a prompt before its completions). */
+
+#define QUERIES 8
+
+typedef struct {
+  int64_t start, end, shared_start, shared_end;
+} span;
+
+/* Four rounds of exchanging ever smaller squares turn 16 rows into columns. */
+#define EXCHANGE(distance, low, high)                                   \
+  for (int i = 0; i < LANES; i++)                                       \
+    if (!(i & distance)) {                                              \
+      vec a = x[i], b = x[i + distance];                                \
+      x[i] = FOLD(a, b, UNPACK low);                                    \
+      x[i + distance] = FOLD(a, b, UNPACK high);                        \
+    }
+#define UNPACK(...) __VA_ARGS__
+INLINE void transpose(vec x[LANES]) {
+  EXCHANGE(8, (0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23),
+           (8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31))
+  EXCHANGE(4, (0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27),
+           (4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31))
+  EXCHANGE(2, (0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29),
+           (2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31))
+  EXCHANGE(1, (0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30),
+           (1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31))
+}
+
+/* Rows (count, width) that lie `stride` apart, in fp32 at `to`, zero up to a whole tile. */
+INLINE void gather(float *to, const real *from, long count, long stride, const long width) {
+  for (long at = 0; at < count; at++)
+    for (long i = 0; i < width; i += LANES) put(to + at * width + i, load(from + at * stride + i));
+}
+
+/* Tiles of 16 rows (count, width) as columns: (tiles, width, 16). */
+INLINE void turn(float *to, const float *from, long tiles, const long width) {
+  for (long tile = 0; tile < tiles; tile++)
+    for (long i = 0; i < width; i += LANES) {
+      vec x[LANES];
+      for (int at = 0; at < LANES; at++) x[at] = get(from + (tile * LANES + at) * width + i);
+      transpose(x);
+      for (int at = 0; at < LANES; at++) put(to + (tile * width + i + at) * LANES, x[at]);
+    }
+}
+
+/* Products of up to 8 rows (count, width) with all columns of some tiles: (count, tiles x 16), `row` numbers apart. */
+INLINE void products(float *to, long row, const float *rows, const float *columns, long tiles, const long width) {
+  for (long tile = 0; tile < tiles; tile++) {
+    vec sums[QUERIES];
+    for (int i = 0; i < QUERIES; i++) sums[i] = splat(0);
+    for (long d = 0; d < width; d++) {
+      vec column = get(columns + (tile * width + d) * LANES);
+      for (int i = 0; i < QUERIES; i++) sums[i] += rows[i * width + d] * column;
+    }
+    for (int i = 0; i < QUERIES; i++) put(to + i * row + tile * LANES, sums[i]);
+  }
+}
+
+/* Add to two rows (width) the rows of `x` (count, width), each times its weight. */
+INLINE void mix(float *to, const float *weights, long row, const float *x, long count, const long width) {
+  for (int i = 0; i < QUERIES; i += 2) {
+    vec first[WIDEST / LANES], second[WIDEST / LANES];
+    for (long part = 0; part < width / LANES; part++) first[part] = second[part] = splat(0);
+    for (long at = 0; at < count; at++)
+      for (long part = 0; part < width / LANES; part++) {
+        vec some = get(x + at * width + part * LANES);
+        first[part] += weights[i * row + at] * some;
+        second[part] += weights[(i + 1) * row + at] * some;
+      }
+    for (long part = 0; part < width / LANES; part++) {
+      put(to + i * width + part * LANES, first[part]);
+      put(to + (i + 1) * width + part * LANES, second[part]);
+    }
+  }
+}
+
+/* Add 8 rows of `x`, each times its weight for a position, to all positions: (count, width). */
+INLINE void spread(float *to, const float *weights, long row, const float *x, long count, const long width) {
+  for (long at = 0; at < count; at++)
+    for (long i = 0; i < width; i += LANES) {
+      vec sum = get(to + at * width + i);
+      for (int query = 0; query < QUERIES; query++) sum += weights[query * row + at] * get(x + query * width + i);
+      put(to + at * width + i, sum);
+    }
+}
+
+/* Keys or values of what a span reads, (tiles x 16, width), zero after the last. */
+INLINE void gather_known(float *to, const real *from, long stride, const span *own, const long width) {
+  long shared = own->shared_end - own->shared_start, size = own->end - own->start;
+  gather(to, from + own->shared_start * stride, shared, stride, width);
+  gather(to + shared * width, from + own->start * stride, size, stride, width);
+  long beyond = (LANES - (shared + size) % LANES) % LANES;
+  memset(to + (shared + size) * width, 0, (size_t)(beyond * width) * sizeof(float));
+}
+
+/* Up to 8 rows (count, width) times a factor, zero after the last. */
+INLINE void gather_queries(float *to, const real *from, long count, long stride, float factor, const long width) {
+  for (long at = 0; at < QUERIES; at++)
+    for (long i = 0; i < width; i += LANES)
+      put(to + at * width + i, at < count ? load(from + at * stride + i) * factor : splat(0));
+}
+
+INLINE long tiles_of(long positions) { return (positions + LANES - 1) / LANES; }
+
+/* The queries of a span that share a key head. scratch: 3 x (positions + 8) x width and 8 x positions numbers. */
+INLINE void read_span(const real *queries, const real *keys, const real *values, long stride, const span *own, real *out,
+                      long groups, long heads, float *scratch, long positions, float scale, const long width) {
+  long shared = own->shared_end - own->shared_start, size = own->end - own->start;
+  float *known = scratch, *columns = known + positions * width, *contents = columns + positions * width;
+  float *scores = contents + positions * width, *asked = scores + QUERIES * positions, *read = asked + QUERIES * width;
+  gather_known(known, keys, stride, own, width);
+  turn(columns, known, tiles_of(shared + size), width);
+  gather_known(contents, values, stride, own, width);
+  for (long group = 0; group < groups; group++)
+    for (long first = 0; first < size; first += QUERIES) {
+      long count = size - first < QUERIES ? size - first : QUERIES, tiles = tiles_of(shared + first + count);
+      gather_queries(asked, queries + (own->start + first) * stride + group * width, count, stride, scale, width);
+      products(scores, positions, asked, columns, tiles, width);
+      for (long i = 0; i < QUERIES; i++) soften(scores + i * positions, tiles, shared + first + i + 1);
+      mix(read, scores, positions, contents, shared + first + count, width);
+      for (long i = 0; i < count; i++)
+        for (long part = 0; part < width; part += LANES)
+          store(out + ((own->start + first + i) * heads + group) * width + part, get(read + i * width + part));
+    }
+}
+
+/* The slopes of one span and key head: for its queries into `out` (rows of `stride`), for keys and values added to
+ * (tokens from `base` on, width). scratch: 3 x (positions + 8) x width and 16 x positions numbers. */
+INLINE void slopes_of_span(const real *grad, const real *queries, const real *keys, const real *values, long stride,
+                           const span *own, real *out, float *for_keys, float *for_values, long base, long groups,
+                           long heads, float *scratch, long positions, float scale, const long width) {
+  long shared = own->shared_end - own->shared_start, size = own->end - own->start;
+  float *known = scratch, *columns = known + positions * width, *value_columns = columns + positions * width;
+  float *weights = value_columns + positions * width, *errors = weights + QUERIES * positions;
+  float *asked = errors + QUERIES * positions, *wanted = asked + QUERIES * width, *found = wanted + QUERIES * width;
+  gather_known(known, values, stride, own, width);
+  turn(value_columns, known, tiles_of(shared + size), width);
+  gather_known(known, keys, stride, own, width);
+  turn(columns, known, tiles_of(shared + size), width);
+  long before = (own->shared_start - base) * width, inside = (own->start - base) * width;
+  for (long group = 0; group < groups; group++)
+    for (long first = 0; first < size; first += QUERIES) {
+      long count = size - first < QUERIES ? size - first : QUERIES, tiles = tiles_of(shared + first + count);
+      long place = own->start + first;
+      gather_queries(asked, queries + place * stride + group * width, count, stride, scale, width);
+      gather_queries(wanted, grad + (place * heads + group) * width, count, heads * width, 1.0f, width);
+      products(weights, positions, asked, columns, tiles, width);
+      products(errors, positions, wanted, value_columns, tiles, width);
+      for (long i = 0; i < QUERIES; i++) {
+        float *weight = weights + i * positions, *error = errors + i * positions;
+        soften(weight, tiles, shared + first + i + 1);
+        vec sum = {0};
+        for (long at = 0; at < tiles * LANES; at += LANES) sum += get(weight + at) * get(error + at);
+        vec mean = splat(total(sum));
+        for (long at = 0; at < tiles * LANES; at += LANES)
+          put(error + at, get(weight + at) * (get(error + at) - mean));
+      }
+      mix(found, errors, positions, known, shared + first + count, width);
+      for (long i = 0; i < count; i++)
+        for (long part = 0; part < width; part += LANES)
+          store(out + (place + i) * stride + group * width + part, get(found + i * width + part) * scale);
+      spread(for_values + before, weights, positions, wanted, shared, width);
+      spread(for_values + inside, weights + shared, positions, wanted, first + count, width);
+      spread(for_keys + before, errors, positions, asked, shared, width);
+      spread(for_keys + inside, errors + shared, positions, asked, first + count, width);
+    }
+}
+
+static long longest(const span *spans, long count) {
+  long most = 0;
+  for (long i = 0; i < count; i++) {
+    long size = spans[i].end - spans[i].start + spans[i].shared_end - spans[i].shared_start;
+    most = size > most ? size : most;
+  }
+  return tiles_of(most) * LANES;
+}
+
+/* queries, keys, values: (tokens, heads or key_heads, width), rows `stride` numbers apart; spans: of all tokens, in their
+ * order; out: (tokens, heads, width). Returns 1 if there is no memory to compute in. */
+int attend_spans(const real *queries, const real *keys, const real *values, long stride, const span *spans, long count,
+                 real *out, long heads, long key_heads, long width, float scale, int threads) {
+  long groups = heads / key_heads, positions = longest(spans, count), failures = 0;
+#pragma omp parallel num_threads(threads) reduction(+ : failures)
+  {
+    float *scratch = malloc((size_t)(3 * (positions + QUERIES) * width + QUERIES * positions) * sizeof(float));
+    failures = scratch == NULL;
+#pragma omp for schedule(dynamic)
+    for (long task = 0; task < count * key_heads; task++) {
+      if (failures) continue;
+      const span *own = spans + task / key_heads;
+      long head = task % key_heads;
+      const real *q = queries + head * groups * width, *k = keys + head * width, *v = values + head * width;
+      real *to = out + head * groups * width;
+      if (width == 64)
+        read_span(q, k, v, stride, own, to, groups, heads, scratch, positions, scale, 64);
+      else
+        read_span(q, k, v, stride, own, to, groups, heads, scratch, positions, scale, width);
+    }
+    free(scratch);
+  }
+  return failures > 0;
+}
+
+/* The slopes for queries, keys and values, (tokens, heads + 2 key_heads, width), of those (tokens, heads, width) for what
+ * `attend_spans` gave. A span that shares nothing begins a family, whose spans may share tokens with each other only. */
+int attend_spans_backward(const real *grad, const real *queries, const real *keys, const real *values, long stride,
+                          const span *spans, long count, real *out, long heads, long key_heads, long width, float scale,
+                          int threads) {
+  long groups = heads / key_heads, positions = longest(spans, count), failures = 0, families = 0, widest = 0;
+  long *firsts = malloc((size_t)(count + 1) * sizeof(long));
+  if (firsts == NULL) return 1;
+  for (long i = 0; i < count; i++)
+    if (spans[i].shared_start == spans[i].shared_end) firsts[families++] = i;
+  firsts[families] = count;
+  for (long i = 0; i < families; i++) {
+    long size = spans[firsts[i + 1] - 1].end - spans[firsts[i]].start;
+    widest = size > widest ? size : widest;
+  }
+#pragma omp parallel num_threads(threads) reduction(+ : failures)
+  {
+    long own_size = 3 * (positions + QUERIES) * width + 2 * QUERIES * positions;
+    float *scratch = malloc((size_t)(own_size + 2 * widest * width) * sizeof(float));
+    failures = scratch == NULL;
+#pragma omp for schedule(dynamic)
+    for (long task = 0; task < families * key_heads; task++) {
+      if (failures) continue;
+      long family = task / key_heads, head = task % key_heads;
+      long base = spans[firsts[family]].start, size = spans[firsts[family + 1] - 1].end - base;
+      float *for_keys = scratch + own_size, *for_values = for_keys + size * width;
+      memset(for_keys, 0, (size_t)(2 * size * width) * sizeof(float));
+      const real *q = queries + head * groups * width, *k = keys + head * width, *v = values + head * width;
+      const real *g = grad + head * groups * width;
+      real *to = out + head * groups * width;
+      for (const span *own = spans + firsts[family]; own < spans + firsts[family + 1]; own++)
+        if (width == 64)
+          slopes_of_span(g, q, k, v, stride, own, to, for_keys, for_values, base, groups, heads, scratch, positions,
+                         scale, 64);
+        else
+          slopes_of_span(g, q, k, v, stride, own, to, for_keys, for_values, base, groups, heads, scratch, positions,
+                         scale, width);
+      for (long at = 0; at < size; at++) {
+        real *row = out + (base + at) * stride + (heads + head) * width;
+        for (long i = 0; i < width; i += LANES) {
+          store(row + i, get(for_keys + at * width + i));
+          store(row + key_heads * width + i, get(for_values + at * width + i));
+        }
+      }
+    }
+    free(scratch);
+  }
+  free(firsts);
+  return failures > 0;
+}
