@@ -72,7 +72,7 @@ int attend_step(const real *queries, const real *keys, const real *values, long 
                 real *all_values, const int64_t *starts, real *out, long rows, long heads, long key_heads, long width,
                 long room, long here, float scale, int threads) {
   long groups = heads / key_heads, failures = 0;
-#pragma omp parallel num_threads(threads) reduction(+ : failures)
+#pragma omp parallel num_threads(workers(rows * heads * (here + 1) * width, threads)) reduction(+ : failures)
   {
     float *scratch = malloc((size_t)(groups * (here + 1 + LANES + width)) * sizeof(float));
     failures = scratch == NULL;
@@ -281,7 +281,7 @@ static long longest(const span *spans, long count) {
 int attend_spans(const real *queries, const real *keys, const real *values, long stride, const span *spans, long count,
                  real *out, long heads, long key_heads, long width, float scale, int threads) {
   long groups = heads / key_heads, positions = longest(spans, count), failures = 0;
-#pragma omp parallel num_threads(threads) reduction(+ : failures)
+#pragma omp parallel num_threads(workers(count * heads * positions * width, threads)) reduction(+ : failures)
   {
     float *scratch = malloc((size_t)(3 * (positions + QUERIES) * width + QUERIES * positions) * sizeof(float));
     failures = scratch == NULL;
@@ -317,7 +317,7 @@ int attend_spans_backward(const real *grad, const real *queries, const real *key
     long size = spans[firsts[i + 1] - 1].end - spans[firsts[i]].start;
     widest = size > widest ? size : widest;
   }
-#pragma omp parallel num_threads(threads) reduction(+ : failures)
+#pragma omp parallel num_threads(workers(count * heads * positions * width, threads)) reduction(+ : failures)
   {
     long own_size = 3 * (positions + QUERIES) * width + 2 * QUERIES * positions;
     float *scratch = malloc((size_t)(own_size + 2 * widest * width) * sizeof(float));

@@ -11,7 +11,7 @@ INLINE float inverse_root_mean_square(const real *x, long size, float eps) {
 
 /* out = x / sqrt(mean(x^2) + eps) * weight; x, out: (rows, size). */
 void rms_norm(const real *x, const real *weight, real *out, long rows, long size, float eps, int threads) {
-#pragma omp parallel for num_threads(threads)
+#pragma omp parallel for num_threads(workers(rows * size, threads))
   for (long row = 0; row < rows; row++) {
     const real *from = x + row * size;
     vec inverse = splat(inverse_root_mean_square(from, size, eps));
@@ -23,7 +23,7 @@ void rms_norm(const real *x, const real *weight, real *out, long rows, long size
 /* The slopes for x, and each row's inverse root mean square (for that of the weight). */
 void rms_norm_backward(const real *grad, const real *x, const real *weight, real *out, float *inverses, long rows,
                        long size, float eps, int threads) {
-#pragma omp parallel for num_threads(threads)
+#pragma omp parallel for num_threads(workers(rows * size, threads))
   for (long row = 0; row < rows; row++) {
     const real *from = x + row * size, *slope = grad + row * size;
     float inverse = inverse_root_mean_square(from, size, eps);
@@ -39,7 +39,7 @@ void rms_norm_backward(const real *grad, const real *x, const real *weight, real
 
 /* out = silu(gate) * up; gate_up: (rows, 2 size), gates first. */
 void swiglu(const real *gate_up, real *out, long rows, long size, int threads) {
-#pragma omp parallel for num_threads(threads)
+#pragma omp parallel for num_threads(workers(rows * size, threads))
   for (long row = 0; row < rows; row++) {
     const real *gates = gate_up + row * 2 * size;
     for (long i = 0; i < size; i += LANES) {
@@ -51,7 +51,7 @@ void swiglu(const real *gate_up, real *out, long rows, long size, int threads) {
 
 /* The slopes for gate_up, (rows, 2 size). */
 void swiglu_backward(const real *grad, const real *gate_up, real *out, long rows, long size, int threads) {
-#pragma omp parallel for num_threads(threads)
+#pragma omp parallel for num_threads(workers(rows * size, threads))
   for (long row = 0; row < rows; row++) {
     const real *gates = gate_up + row * 2 * size;
     real *to = out + row * 2 * size;
@@ -67,7 +67,7 @@ void swiglu_backward(const real *grad, const real *gate_up, real *out, long rows
  * x, out: (rows, heads, width); cos, sin: (rows, width), the first half of sin with a minus. */
 void rotate(const real *x, const real *cosines, const real *sines, real *out, long rows, long heads, long turned,
             long width, float direction, int threads) {
-#pragma omp parallel for num_threads(threads)
+#pragma omp parallel for num_threads(workers(rows * heads * width, threads))
   for (long row = 0; row < rows; row++) {
     const real *c = cosines + row * width, *s = sines + row * width;
     long half = width / 2;

@@ -104,3 +104,6 @@ INLINE vec exponential(vec x) {
   vec result = (vec)((ivec)sum + (whole << 23));
   return choose(x == x, result, x);
 }
+
+/* How many threads to compute so many numbers with: waking others takes as long as computing some ten thousand. */
+INLINE int workers(long numbers, int threads) { return numbers < 32768 ? 1 : threads; }
