@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from harken.config import ComputeConfig, FullConfig, LoraConfig, RewardConfig, SftConfig, Tune
 from harken.lm.batch import Tokens, pad, padding_waste
 from harken.lm.forward import by_microbatch, completion_logprobs
+from harken.lm.kernels import find
 from harken.lm.load import load_model
 from harken.lm.machine import matrix_rate, memory_bandwidth, peak_memory, reset_peak_memory, synchronize
 from harken.lm.optim import Optimizer
@@ -77,6 +78,8 @@ class Bench:
     dtype: str
     matrix_gflops: float
     bandwidth_gb_s: float
+    has_kernels: bool
+    """Whether `lm.kernels` computes between products, in place of torch."""
     phases: list[PhaseSpeed]
 
 
@@ -119,7 +122,8 @@ def bench(
     for index in reporter.track(range(len(phases)), "bench", total=len(phases), describe=describe):
         found.append(phases[index]())
     dtype = str(trunk.dtype).removeprefix("torch.")
-    return Bench(str(trunk.device), dtype, rate / 1e9, bandwidth / 1e9, found)
+    has_kernels = find(trunk.dtype, trunk.device, trunk.hidden_size) is not None
+    return Bench(str(trunk.device), dtype, rate / 1e9, bandwidth / 1e9, has_kernels, found)
 
 
 class Workload:

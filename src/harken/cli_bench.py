@@ -95,7 +95,8 @@ def _bench_text(found: "Bench") -> str:
             ]
         )
     machine = f"{found.dtype} on {found.device}: {found.matrix_gflops:,.0f} GFLOP/s, {found.bandwidth_gb_s:.1f} GB/s"
-    return f"{machine}\n{table(rows)}"
+    kernels = "compiled kernels" if found.has_kernels else "no kernels of its own (docs/commands.md says when)"
+    return f"{machine}, {kernels}\n{table(rows)}"
 
 
 def plan(

@@ -36,6 +36,7 @@ def test_bench_times_every_phase(tiny_model_dir: Path) -> None:
     assert phases["scoring"]["share_of_bandwidth"] is None
     assert found["dtype"] == "float32"
     assert found["matrix_gflops"] > 0
+    assert isinstance(found["has_kernels"], bool)
 
 
 def test_bench_prints_a_table(tiny_model_dir: Path) -> None:
