@@ -300,7 +300,9 @@ def test_they_are_kept_in_the_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 @pytest.mark.usefixtures("forgotten")
-@pytest.mark.parametrize("trouble", ["turned off", "no compiler", "broken compiler", "no folder"])
+@pytest.mark.parametrize(
+    "trouble", ["turned off", "no compiler", "broken compiler", "no folder", "a folder of everybody"]
+)
 def test_without_them_torch_computes(trouble: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HARKEN_CACHE", str(tmp_path))
     match trouble:
@@ -313,6 +315,9 @@ def test_without_them_torch_computes(trouble: str, monkeypatch: pytest.MonkeyPat
             broken.write_text("#!/bin/sh\nexit 1\n", encoding="utf-8")
             broken.chmod(broken.stat().st_mode | stat.S_IXUSR)
             monkeypatch.setenv("CC", str(broken))
+        case "a folder of everybody":
+            (tmp_path / "kernels").mkdir()
+            (tmp_path / "kernels").chmod(0o777)
         case _:
             (tmp_path / "kernels").write_text("not a folder", encoding="utf-8")
     assert kernels.load(torch.float32) is None

@@ -9,6 +9,7 @@ import ctypes
 import hashlib
 import os
 import shutil
+import stat
 import subprocess
 import tempfile
 from functools import cache
@@ -196,16 +197,25 @@ def _compiled(compiler: str, defines: tuple[str, ...]) -> Path:
     asked = _run([compiler, *FLAGS, *defines, "-dM", "-E", "-x", "c", os.devnull])
     sources = sorted(SOURCES.iterdir())
     known = [asked, *[path.read_bytes() for path in sources]]
-    path = cache_folder() / "kernels" / f"{hashlib.sha256(b''.join(known)).hexdigest()[:16]}.so"
+    path = _own_folder() / f"{hashlib.sha256(b''.join(known)).hexdigest()[:16]}.so"
     if path.exists():
         return path
-    path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder) / path.name
         units = [str(source) for source in sources if source.suffix == ".c"]
         _run([compiler, *FLAGS, *defines, *units, "-o", str(made), "-lm"])
         made.replace(path)  # whole or not at all, also where several processes compile
     return path
+
+
+def _own_folder() -> Path:
+    """Return where the libraries are; nobody else may put one there, as it would run here."""
+    folder = cache_folder() / "kernels"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = folder.stat()
+    if hasattr(os, "getuid") and (found.st_uid != os.getuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)):
+        raise PermissionError(f"others than you may write into {folder}")
+    return folder
 
 
 def _run(command: list[str]) -> bytes:
