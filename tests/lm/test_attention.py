@@ -9,7 +9,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from harken.config import ComputeConfig, FullConfig
-from harken.lm import attention, llama
+from harken.lm import attention, kernels, llama
 from harken.lm.attention import NAME, SHORT, short_attention, span_attention
 from harken.lm.batch import Batch, Span, Tokens, pack, pad, pad_shared
 from harken.lm.load import load_model
@@ -170,7 +170,7 @@ def test_long_rows_in_bf16_give_the_states_and_gradients_of_short_ones(
         del arguments
 
     monkeypatch.setattr(llama, "span_attention", spanned)
-    monkeypatch.setattr(attention, "find", no_kernels)
+    monkeypatch.setattr(kernels, "load", no_kernels)
     found: list[dict[str, torch.Tensor]] = []
     for short in (SHORT, 0):
         for module in (attention, llama):

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 from transformers.activations import SiLUActivation
 
 from harken.config import FullConfig
-from harken.lm import attention, decode_llama, elementwise, kernels
+from harken.lm import elementwise, kernels
 from harken.lm.attention import span_attention
 from harken.lm.batch import Span, pad
 from harken.lm.decode_llama import LlamaDecoder
@@ -143,6 +143,15 @@ def test_without_a_backward_pass_it_is_the_same(compiled: Kernels, name: str) ->
     assert torch.equal(found, ours(*[part.requires_grad_() for part in given]))
 
 
+def test_gates_that_fill_no_vectors_stay_with_torch(compiled: Kernels) -> None:
+    # 2 x 24 numbers are whole vectors, 24 are not.
+    gate_up = _random(compiled, 3, 48)
+    with pytest.raises(AssertionError):
+        compiled.swiglu(gate_up)
+    exact = _swiglu(gate_up.double())
+    torch.testing.assert_close(gated(SiLUActivation(), gate_up).double(), exact, **_close(compiled, 2))
+
+
 def test_gates_far_from_zero(compiled: Kernels) -> None:
     gate = torch.tensor([-1e4, -100, -88, -30, -1e-3, 0, 1e-3, 30, 88, 100, 1e4, torch.inf, torch.nan, 1, 2, 3])
     gate_up = torch.cat([gate, torch.ones(16)]).to(compiled.dtype)[None]
@@ -251,8 +260,7 @@ def _without(monkeypatch: pytest.MonkeyPatch) -> None:
     def none(*arguments: Any) -> None:
         del arguments
 
-    for module in (elementwise, decode_llama, attention):
-        monkeypatch.setattr(module, "find", none)
+    monkeypatch.setattr(kernels, "load", none)
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3"])

@@ -17,7 +17,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from harken.lm.batch import Span
-from harken.lm.kernels import WIDEST, Kernels, find
+from harken.lm.kernels import Kernels, find_attention
 
 NAME = "harken_short"
 
@@ -90,7 +90,7 @@ def plain_attention(
 
 def takes_spans(dtype: torch.dtype, device: torch.device, width: int, size: int) -> bool:
     """Whether `span_attention` is the faster one for rows of `size` tokens with heads of a width."""
-    return _kernels(dtype, device, width) is not None or (prefers_products(dtype, device) and size > SHORT)
+    return find_attention(dtype, device, width) is not None or (prefers_products(dtype, device) and size > SHORT)
 
 
 def span_attention(heads: Tensor, key_heads: int, spans: Tensor, scale: float) -> Tensor:
@@ -105,7 +105,7 @@ def span_attention(heads: Tensor, key_heads: int, spans: Tensor, scale: float) -
 
     Returns: (N, heads x D).
     """
-    if compiled := _kernels(heads.dtype, heads.device, heads.shape[-1]):
+    if compiled := find_attention(heads.dtype, heads.device, heads.shape[-1]):
         return cast(Tensor, _CompiledSpans.apply(heads, key_heads, spans, scale, compiled))
     return cast(Tensor, _SpanAttention.apply(*split_heads(heads, key_heads), spans.tolist(), scale))
 
@@ -114,10 +114,6 @@ def split_heads(heads: Tensor, key_heads: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return queries (N, heads, D), keys and values (N, key heads, D) of (N, heads + 2 key heads, D)."""
     queries, keys, values = heads.split([heads.shape[1] - 2 * key_heads, key_heads, key_heads], dim=1)
     return queries, keys, values
-
-
-def _kernels(dtype: torch.dtype, device: torch.device, width: int) -> Kernels | None:
-    return find(dtype, device, width) if width <= WIDEST else None
 
 
 class _CompiledSpans(torch.autograd.Function):

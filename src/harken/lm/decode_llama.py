@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from harken.lm.batch import Batch, Tokens, microbatches, pad
-from harken.lm.kernels import WIDEST, find
+from harken.lm.kernels import find_attention
 from harken.lm.llama import Attend, LlamaLayers, real_tokens
 
 PREFILL_TOKENS = 1024
@@ -36,9 +36,7 @@ class LlamaDecoder:
         self.layers = LlamaLayers(network, role, num_lower, pack_rows=pack_rows)
         self.num_layers = num_lower + len(self.layers.layers)
         self.lower_states: Tensor | None = None
-        layers = self.layers
-        is_narrow = layers.width <= WIDEST
-        self.kernels = find(layers.dtype, layers.device, layers.width) if is_narrow else None
+        self.kernels = find_attention(self.layers.dtype, self.layers.device, self.layers.width)
 
     def prefill(self, prompts: Sequence[list[int]], *, n: int, new_tokens: int) -> Tensor:
         """Read prompts once, give each `n` rows with room for `new_tokens` more; return states (R, H)."""

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.activations import SiLUActivation
 
-from harken.lm.kernels import LANES, Kernels, find
+from harken.lm.kernels import Kernels, find
 
 
-def _kernels(x: Tensor) -> Kernels | None:
-    return find(x.dtype, x.device, x.shape[-1])
+def _kernels(x: Tensor, parts: int = 1) -> Kernels | None:
+    return find(x.dtype, x.device, x.shape[-1] // parts)
 
 
 class _SwiGlu(torch.autograd.Function):
@@ -23,7 +23,7 @@ class _SwiGlu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate_up: Tensor) -> Tensor:
         ctx.save_for_backward(gate_up)
-        if compiled := _kernels(gate_up):
+        if compiled := _kernels(gate_up, 2):
             return compiled.swiglu(gate_up)
         gate, up = gate_up.chunk(2, dim=-1)
         return functional.silu(gate).mul_(up)
@@ -32,7 +32,7 @@ class _SwiGlu(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         (gate_up,) = ctx.saved_tensors
         grad = grads[0]
-        if compiled := _kernels(gate_up):
+        if compiled := _kernels(gate_up, 2):
             return compiled.swiglu_backward(grad, gate_up)
         gate, up = gate_up.chunk(2, dim=-1)
         through = torch.ops.aten.silu_backward(grad * up, gate)
@@ -64,11 +64,10 @@ class _Rotation(torch.autograd.Function):
 def rotated(x: Tensor, rotations: tuple[Tensor, Tensor], turned: int) -> Tensor:
     """Return (N, heads, D) with the first `turned` heads turned by cosine and signed sine, (N, 1, D) each (RoPE)."""
     cos, sin = rotations
-    half = x.shape[-1] // 2
-    if half % LANES == 0 and (compiled := _kernels(x)):
+    if compiled := _kernels(x, 2):
         return cast(Tensor, _Rotation.apply(x, cos, sin, turned, compiled))
     part, rest = x.split([turned, x.shape[1] - turned], dim=1)
-    return torch.cat([torch.addcmul(part * cos, part.roll(half, dims=-1), sin), rest], dim=1)
+    return torch.cat([torch.addcmul(part * cos, part.roll(x.shape[-1] // 2, dims=-1), sin), rest], dim=1)
 
 
 class _RmsNorm(torch.autograd.Function):

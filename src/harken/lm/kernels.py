@@ -57,6 +57,7 @@ class Kernels:
         """Return x / root mean square * weight, (..., H) of (..., H) and (H,) (arXiv:1910.07467)."""
         x, out = x.contiguous(), torch.empty(x.shape, dtype=x.dtype)
         size = x.shape[-1]
+        assert size % LANES == 0, size
         pointers = self._pointers(x, weight, out)
         self._library.rms_norm(*pointers, x.numel() // size, size, eps, torch.get_num_threads())
         return out
@@ -64,7 +65,8 @@ class Kernels:
     def rms_norm_backward(self, grad: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         """Return the slopes (..., H) for x, and each row's inverse root mean square (..., 1) fp32."""
         grad, x, out = grad.contiguous(), x.contiguous(), torch.empty(x.shape, dtype=x.dtype)
-        inverses, size = torch.empty(*x.shape[:-1], 1), x.shape[-1]
+        inverses, size = torch.empty(*x.shape[:-1], 1, dtype=torch.float32), x.shape[-1]
+        assert size % LANES == 0, size
         pointers = (*self._pointers(grad, x, weight, out), inverses.data_ptr())
         self._library.rms_norm_backward(*pointers, x.numel() // size, size, eps, torch.get_num_threads())
         return out, inverses
@@ -72,6 +74,7 @@ class Kernels:
     def swiglu(self, gate_up: Tensor) -> Tensor:
         """Return silu(gate) * up, (N, I) of (N, 2 I) with the gates first (arXiv:2002.05202)."""
         gate_up, size = gate_up.contiguous(), gate_up.shape[-1] // 2
+        assert size % LANES == 0, size
         out = torch.empty(len(gate_up), size, dtype=gate_up.dtype)
         self._library.swiglu(*self._pointers(gate_up, out), len(out), size, torch.get_num_threads())
         return out
@@ -79,6 +82,7 @@ class Kernels:
     def swiglu_backward(self, grad: Tensor, gate_up: Tensor) -> Tensor:
         """Return the slopes (N, 2 I) for gates and ups, of those (N, I) for what `swiglu` gave."""
         grad, gate_up = grad.contiguous(), gate_up.contiguous()
+        assert grad.shape[-1] % LANES == 0, grad.shape
         out = torch.empty(gate_up.shape, dtype=gate_up.dtype)
         self._library.swiglu_backward(*self._pointers(grad, gate_up, out), *grad.shape, torch.get_num_threads())
         return out
@@ -92,6 +96,7 @@ class Kernels:
         assert all(part.shape == (len(x), 1, x.shape[-1]) for part in rotations)
         pointers = self._pointers(x, *rotations, out)
         rows, heads, width = x.shape
+        assert width % (2 * LANES) == 0, width
         direction = -1.0 if back else 1.0
         self._library.rotate(*pointers, rows, heads, turned, width, direction, torch.get_num_threads())
         return out
@@ -151,6 +156,7 @@ class Kernels:
         (rows, heads, width), key_heads = parts[0].shape, parts[1].shape[1]
         stride = (heads + 2 * key_heads) * width
         assert width <= WIDEST
+        assert width % LANES == 0, width
         assert all(part.stride() == (stride, width, 1) and part.dtype == self.dtype for part in parts)
         return [*[part.data_ptr() for part in parts], stride], (rows, heads, key_heads, width)
 
@@ -177,6 +183,11 @@ def _check(failed: int, positions: int) -> None:
 def find(dtype: torch.dtype, device: torch.device, size: int) -> Kernels | None:
     """Return what computes with rows of `size` numbers; None = use torch."""
     return load(dtype) if device.type == "cpu" and dtype in DEFINES and size % LANES == 0 else None
+
+
+def find_attention(dtype: torch.dtype, device: torch.device, width: int) -> Kernels | None:
+    """Return what attends with heads of a width; None = use torch."""
+    return find(dtype, device, width) if width <= WIDEST else None
 
 
 @cache

@@ -1,6 +1,8 @@
 /* Attention: of a decoding step over memory, and within the spans of whole sequences, forward and backward. */
 #include "vectors.h"
 
+INLINE long tiles_of(long positions) { return (positions + LANES - 1) / LANES; }
+
 /* Scores (tiles x 16) become weights, in place; only the first `readable` may be read, at least one. */
 INLINE void soften(float *scores, long tiles, long readable) {
   for (long at = readable; at < tiles * LANES; at++) scores[at] = -INFINITY;
@@ -35,7 +37,7 @@ INLINE void load_tile(vec *tile, const real *memory, long count, long parts) {
 INLINE void read_memory(const real *queries, const real *keys, const real *values, float *scratch, real *out,
                         long groups, long count, const long width, float scale) {
   const long parts = width / LANES;
-  long tiles = (count + LANES - 1) / LANES;
+  long tiles = tiles_of(count);
   vec tile[WIDEST], query[WIDEST / LANES], dots[LANES];
   float *sums = scratch + groups * tiles * LANES;
   for (long at = 0; at < tiles * LANES; at += LANES) {
@@ -127,7 +129,7 @@ INLINE void transpose(vec x[LANES]) {
            (1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31))
 }
 
-/* Rows (count, width) that lie `stride` apart, in fp32 at `to`, zero up to a whole tile. */
+/* Rows (count, width) that lie `stride` apart, in fp32 at `to`. */
 INLINE void gather(float *to, const real *from, long count, long stride, const long width) {
   for (long at = 0; at < count; at++)
     for (long i = 0; i < width; i += LANES) put(to + at * width + i, load(from + at * stride + i));
@@ -200,8 +202,6 @@ INLINE void gather_queries(float *to, const real *from, long count, long stride,
     for (long i = 0; i < width; i += LANES)
       put(to + at * width + i, at < count ? load(from + at * stride + i) * factor : splat(0));
 }
-
-INLINE long tiles_of(long positions) { return (positions + LANES - 1) / LANES; }
 
 /* The queries of a span that share a key head. scratch: 3 x (positions + 8) x width and 8 x positions numbers. */
 INLINE void read_span(const real *queries, const real *keys, const real *values, long stride, const span *own, real *out,
