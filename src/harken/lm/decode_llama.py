@@ -4,13 +4,14 @@ Batched products on a CPU copy what does not lie in one piece, such as the posit
 step reads a layer's whole memory, masked beyond the position it is at, and the memory grows as it is filled.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from harken.lm.batch import Batch, Tokens, microbatches, pad
+from harken.lm.decode_compiled import CompiledLayers, Rotations, find_compiled
 from harken.lm.kernels import find_attention
 from harken.lm.llama import Attend, LlamaLayers, real_tokens
 
@@ -18,6 +19,10 @@ PREFILL_TOKENS = 1024
 """Prompt tokens read in one pass; larger ones leave the processor's cache."""
 GROWTH = 64
 """Positions that memory for keys and values grows by; a step reads half of them in vain on average."""
+
+Part = tuple[LlamaLayers, CompiledLayers | None]
+Through = Callable[[Part, Tensor, Rotations], Tensor]
+"""Takes states (N, H) through some layers, given what turns their heads."""
 
 
 class LlamaDecoder:
@@ -32,8 +37,9 @@ class LlamaDecoder:
             num_lower: keep the `lower_states` after so many layers; 0 = keep none.
             pack_rows: pack the weights for so many rows; None = leave them as they are.
         """
-        self.lower = LlamaLayers(network, role, 0, num_lower, pack_rows=pack_rows) if num_lower else None
-        self.layers = LlamaLayers(network, role, num_lower, pack_rows=pack_rows)
+        ends = [(0, num_lower), (num_lower, None)] if num_lower else [(0, None)]
+        self.parts = [_part(network, role, first, end, pack_rows) for first, end in ends]
+        self.layers = self.parts[-1][0]
         self.num_layers = num_lower + len(self.layers.layers)
         self.lower_states: Tensor | None = None
         self.kernels = find_attention(self.layers.dtype, self.layers.device, self.layers.width)
@@ -50,7 +56,8 @@ class LlamaDecoder:
         shape = (count * n, layers.key_heads, self._room(), layers.width)
         self.keys, self.values = ([self._memory(shape) for _ in range(self.num_layers)] for _ in range(2))
         states = torch.empty(count, layers.hidden_size, dtype=layers.dtype, device=layers.device)
-        lower = states.new_zeros(count, self.length, layers.hidden_size) if self.lower is not None else None
+        self._bind()
+        lower = states.new_zeros(count, self.length, layers.hidden_size) if len(self.parts) > 1 else None
         for rows in microbatches(lengths, PREFILL_TOKENS, padded=False):
             places = torch.tensor(rows, device=layers.device)
             batch = pad([Tokens(prompts[row], []) for row in rows], layers.device)
@@ -82,7 +89,13 @@ class LlamaDecoder:
             weights = scores.softmax(-1, dtype=torch.float32).to(values.dtype)
             return torch.bmm(weights, read.flatten(0, 1)).view(rows, -1)
 
-        return layers.normed(self._through_layers(tokens, positions, attend))
+        def through(part: Part, x: Tensor, rotations: Rotations) -> Tensor:
+            layers, compiled = part
+            if compiled is not None:
+                return compiled.step(x, rotations, self.padding, here)
+            return layers(x, rotations, attend)
+
+        return layers.normed(self._through_layers(tokens, positions, through))
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows, in this order; only those that change their place are copied."""
@@ -93,16 +106,22 @@ class LlamaDecoder:
                 memory[places, :, : self.length] = memory[sources, :, : self.length]
         self._set_padding(self.padding[torch.tensor(rows, device=self.padding.device)])
 
-    def _through_layers(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        """Return states (N, H) of tokens (N,) after the last layer."""
+    def _through_layers(self, tokens: Tensor, positions: Tensor, through: Through) -> Tensor:
+        """Return states (N, H) of tokens (N,) after the last layer; note those between the parts."""
         cos, sin = self.rotations
-        rotations = cos[positions], sin[positions]
         x = self.layers.embed(tokens)
-        if self.lower is None:
-            return self.layers(x, rotations, attend)
-        first = len(self.lower.layers)
-        self.lower_states = self.lower(x, rotations, attend)
-        return self.layers(self.lower_states, rotations, lambda number, heads: attend(first + number, heads))
+        for number, part in enumerate(self.parts):
+            if number:
+                self.lower_states = x
+            x = through(part, x, (cos[positions], sin[positions]))
+        return x
+
+    def _bind(self) -> None:
+        """Tell compiled layers where their memory is."""
+        for layers, compiled in self.parts:
+            if compiled is not None:
+                own = slice(layers.first, layers.first + len(layers.layers))
+                compiled.bind(self.keys[own], self.values[own])
 
     def _room(self) -> int:
         """Return how many positions the memory should hold now."""
@@ -121,6 +140,7 @@ class LlamaDecoder:
                 _, heads, room, width = filled.shape
                 memory[number] = self._memory((rows, heads, self._room(), width))
                 memory[number][:, :, :room] = filled[:rows]
+        self._bind()
         self._set_padding(self.padding)
 
     def _set_padding(self, padding: Tensor) -> None:
@@ -139,7 +159,7 @@ class LlamaDecoder:
         row = rows[tokens.places // tokens.shape[1]]
         column = tokens.positions + self.padding[row]
         copies = (row[:, None] * n + torch.arange(n, device=row.device)).flatten()
-        columns = column.repeat_interleave(n)
+        columns, spans = column.repeat_interleave(n), batch.spans()
 
         def attend(number: int, heads: Tensor) -> Tensor:
             _, keys, values = self.layers.split(heads)
@@ -147,8 +167,24 @@ class LlamaDecoder:
                 memory[number][copies, :, columns] = part.repeat_interleave(n, dim=0)
             return tokens.attend(number, heads)
 
-        states = self._through_layers(tokens.ids, tokens.positions, attend)
+        def through(part: Part, x: Tensor, rotations: Rotations) -> Tensor:
+            layers, compiled = part
+            if compiled is not None:
+                return compiled.read(x, rotations, spans, (row, column), n)
+            return layers(x, rotations, attend)
+
+        states = self._through_layers(tokens.ids, tokens.positions, through)
         if lower is not None:
             assert self.lower_states is not None
             lower[row, column] = self.lower_states
         return self.layers.normed(states[batch.lengths.cumsum(0) - 1])
+
+
+def _part(network: Any, role: str | None, first: int, end: int | None, pack_rows: int | None) -> Part:
+    """Return some layers, and if their weights may be packed and the processor can, these compiled."""
+    layers = LlamaLayers(network, role, first, end)
+    if pack_rows is None:
+        return layers, None
+    if kernels := find_compiled(layers):
+        return layers, CompiledLayers(kernels, layers)
+    return layers.packed(pack_rows), None

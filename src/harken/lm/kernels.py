@@ -39,6 +39,13 @@ PARAMETERS = {
     "attend_spans": (*[_POINTER] * 3, _LONG, _POINTER, _LONG, _POINTER, *[_LONG] * 3, _FLOAT, _INT),
     "attend_spans_backward": (*[_POINTER] * 4, _LONG, _POINTER, _LONG, _POINTER, *[_LONG] * 3, _FLOAT, _INT),
 }
+TILE_PARAMETERS = {
+    "lay_tiles": (*[_POINTER] * 2, *[_LONG] * 2, _INT),
+    "multiply_tiles": (*[_POINTER] * 3, *[_LONG] * 3, _INT),
+    "through_layers": (_POINTER, _LONG, *[_POINTER] * 2, _INT),
+}
+SIDE = 32
+"""Inputs and outputs of a weight in tiles are multiples of it."""
 
 
 Heads = tuple[Tensor, Tensor, Tensor]
@@ -49,8 +56,10 @@ class Kernels:
 
     def __init__(self, library: ctypes.CDLL, dtype: torch.dtype) -> None:
         """Take the library."""
-        self._library, self.dtype = library, dtype
-        for name, parameters in PARAMETERS.items():
+        self.library, self.dtype = library, dtype
+        self.has_tiles = bool(library.has_tiles())
+        """Whether this processor multiplies tiles of numbers of this type."""
+        for name, parameters in (PARAMETERS | (TILE_PARAMETERS if self.has_tiles else {})).items():
             getattr(library, name).argtypes = parameters
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -59,7 +68,7 @@ class Kernels:
         size = x.shape[-1]
         assert size % LANES == 0, size
         pointers = self._pointers(x, weight, out)
-        self._library.rms_norm(*pointers, x.numel() // size, size, eps, torch.get_num_threads())
+        self.library.rms_norm(*pointers, x.numel() // size, size, eps, torch.get_num_threads())
         return out
 
     def rms_norm_backward(self, grad: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -68,7 +77,7 @@ class Kernels:
         inverses, size = torch.empty(*x.shape[:-1], 1, dtype=torch.float32), x.shape[-1]
         assert size % LANES == 0, size
         pointers = (*self._pointers(grad, x, weight, out), inverses.data_ptr())
-        self._library.rms_norm_backward(*pointers, x.numel() // size, size, eps, torch.get_num_threads())
+        self.library.rms_norm_backward(*pointers, x.numel() // size, size, eps, torch.get_num_threads())
         return out, inverses
 
     def swiglu(self, gate_up: Tensor) -> Tensor:
@@ -76,7 +85,7 @@ class Kernels:
         gate_up, size = gate_up.contiguous(), gate_up.shape[-1] // 2
         assert size % LANES == 0, size
         out = torch.empty(len(gate_up), size, dtype=gate_up.dtype)
-        self._library.swiglu(*self._pointers(gate_up, out), len(out), size, torch.get_num_threads())
+        self.library.swiglu(*self._pointers(gate_up, out), len(out), size, torch.get_num_threads())
         return out
 
     def swiglu_backward(self, grad: Tensor, gate_up: Tensor) -> Tensor:
@@ -84,7 +93,7 @@ class Kernels:
         grad, gate_up = grad.contiguous(), gate_up.contiguous()
         assert grad.shape[-1] % LANES == 0, grad.shape
         out = torch.empty(gate_up.shape, dtype=gate_up.dtype)
-        self._library.swiglu_backward(*self._pointers(grad, gate_up, out), *grad.shape, torch.get_num_threads())
+        self.library.swiglu_backward(*self._pointers(grad, gate_up, out), *grad.shape, torch.get_num_threads())
         return out
 
     def rotate(self, x: Tensor, rotations: tuple[Tensor, Tensor], turned: int, *, back: bool = False) -> Tensor:
@@ -98,7 +107,7 @@ class Kernels:
         rows, heads, width = x.shape
         assert width % (2 * LANES) == 0, width
         direction = -1.0 if back else 1.0
-        self._library.rotate(*pointers, rows, heads, turned, width, direction, torch.get_num_threads())
+        self.library.rotate(*pointers, rows, heads, turned, width, direction, torch.get_num_threads())
         return out
 
     def attend_step(self, new: Heads, memory: tuple[Tensor, Tensor], starts: Tensor, here: int, scale: float) -> Tensor:
@@ -121,7 +130,7 @@ class Kernels:
         starts, out = starts.contiguous(), torch.empty(rows, heads * width, dtype=self.dtype)
         others = (*self._pointers(*memory), starts.data_ptr(), *self._pointers(out))
         sizes = (rows, heads, key_heads, width, room, here, scale, torch.get_num_threads())
-        _check(self._library.attend_step(*pointers, *others, *sizes), here + 1)
+        _check(self.library.attend_step(*pointers, *others, *sizes), here + 1)
         return out
 
     def attend_spans(self, parts: Heads, spans: Tensor, scale: float) -> Tensor:
@@ -138,7 +147,7 @@ class Kernels:
         out = torch.empty(rows, heads * width, dtype=self.dtype)
         others = (_span_pointer(spans, rows), len(spans), *self._pointers(out))
         sizes = (heads, key_heads, width, scale, torch.get_num_threads())
-        _check(self._library.attend_spans(*pointers, *others, *sizes), rows)
+        _check(self.library.attend_spans(*pointers, *others, *sizes), rows)
         return out
 
     def attend_spans_backward(self, grad: Tensor, parts: Heads, spans: Tensor, scale: float) -> Tensor:
@@ -148,7 +157,25 @@ class Kernels:
         assert grad.shape == (rows, heads * width)
         others = (_span_pointer(spans, rows), len(spans), *self._pointers(out))
         sizes = (heads, key_heads, width, scale, torch.get_num_threads())
-        _check(self._library.attend_spans_backward(*self._pointers(grad), *pointers, *others, *sizes), rows)
+        _check(self.library.attend_spans_backward(*self._pointers(grad), *pointers, *others, *sizes), rows)
+        return out
+
+    def tiles(self, weight: Tensor) -> Tensor:
+        """Return a copy of a weight (out, in) in tiles, for `multiply`: (out / 32, in / 32, 2, 16, 32)."""
+        weight, (outputs, inputs) = weight.contiguous(), weight.shape
+        assert outputs % SIDE == inputs % SIDE == 0, weight.shape
+        out = torch.empty(outputs // SIDE, inputs // SIDE, 2, SIDE // 2, SIDE, dtype=weight.dtype)
+        self.library.lay_tiles(*self._pointers(weight, out), outputs, inputs, torch.get_num_threads())
+        return out
+
+    def multiply(self, x: Tensor, tiles: Tensor) -> Tensor:
+        """Return x weight^T, (N, out) of (N, in) and of a weight in `tiles`, summed in fp32."""
+        outputs, inputs = SIDE * tiles.shape[0], SIDE * tiles.shape[1]
+        assert x.shape == (len(x), inputs), (x.shape, tiles.shape)
+        x, out = x.contiguous(), torch.empty(len(x), outputs, dtype=x.dtype)
+        sizes = (len(x), inputs, outputs, torch.get_num_threads())
+        if self.library.multiply_tiles(*self._pointers(x, tiles, out), *sizes):
+            raise MemoryError(f"no memory for products with {inputs} inputs")
         return out
 
     def _views(self, parts: Heads) -> tuple[list[int], tuple[int, int, int, int]]:
@@ -183,6 +210,13 @@ def _check(failed: int, positions: int) -> None:
 def find(dtype: torch.dtype, device: torch.device, size: int) -> Kernels | None:
     """Return what computes with rows of `size` numbers; None = use torch."""
     return load(dtype) if device.type == "cpu" and dtype in DEFINES and size % LANES == 0 else None
+
+
+def find_tiles(weight: Tensor) -> Kernels | None:
+    """Return what multiplies by a weight (out, in) in tiles; None = use torch."""
+    fits = all(size % SIDE == 0 for size in weight.shape)
+    found = find(weight.dtype, weight.device, SIDE) if fits else None
+    return found if found is not None and found.has_tiles else None
 
 
 def find_attention(dtype: torch.dtype, device: torch.device, width: int) -> Kernels | None:

@@ -5,6 +5,7 @@ one product, gate and up another (their weights become views into joined ones, s
 adapters of a role are joined likewise. Every other architecture goes through its own forward pass.
 """
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -99,9 +100,7 @@ def is_supported(network: Any) -> bool:
 class LlamaLayers:
     """The layers of a model built like llama, as one role computes them at this moment."""
 
-    def __init__(
-        self, network: Any, role: str | None, first: int = 0, end: int | None = None, *, pack_rows: int | None = None
-    ) -> None:
+    def __init__(self, network: Any, role: str | None, first: int = 0, end: int | None = None) -> None:
         """Join weights (once a model) and the role's adapters (each time: they change in training).
 
         Args:
@@ -109,11 +108,10 @@ class LlamaLayers:
             role: whose adapters are on; None = none.
             first: the first layer wanted.
             end: the layer after the last one wanted; None = all that follow.
-            pack_rows: pack the weights for products of about so many rows; None = leave them as they are.
         """
         base, config = network.base_model, network.config
-        layers = [_layer(block, role) for block in base.layers[first:end]]
-        self.layers = layers if pack_rows is None else [layer.packed(pack_rows) for layer in layers]
+        self.first = first
+        self.layers = [_layer(block, role) for block in base.layers[first:end]]
         self.key_heads: int = config.num_key_value_heads
         self.groups: int = config.num_attention_heads // config.num_key_value_heads
         self.width: int = base.layers[0].self_attn.head_dim
@@ -125,6 +123,12 @@ class LlamaLayers:
         self._norm = _norm(base.norm)
         self._rotary = base.rotary_emb
 
+    def packed(self, rows: int) -> "LlamaLayers":
+        """Return the same with weights packed for products of about so many rows."""
+        found = copy.copy(self)
+        found.layers = [layer.packed(rows) for layer in self.layers]
+        return found
+
     def rotations(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Return what turns the heads at each of (N,) positions: cosine and signed sine, (N, 1, width) each."""
         cos, sin = self._rotary(torch.empty(0, dtype=self.dtype, device=self.device), positions[None])
@@ -134,7 +138,7 @@ class LlamaLayers:
 
     def __call__(self, x: Tensor, rotations: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
         """Return states (N, H) after the last layer and before the last norm, of states (N, H) before the first."""
-        for number, layer in enumerate(self.layers):
+        for number, layer in enumerate(self.layers, self.first):
             # In place of a new tensor: autograd does not need what the projections gave.
             x = layer.out(attend(number, self._project(layer, x, rotations))).add_(x)
             x = layer.down(gated(layer.act, layer.gate_up(normed(x, layer.mlp_norm)))).add_(x)

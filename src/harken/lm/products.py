@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from harken.lm.kernels import find_tiles, load
+
 WIDE = 1024
 """Outputs from which on MKL was measured to be slower on processors with AVX2 only (docs/performance.md)."""
 
@@ -25,6 +27,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         weight: (out, in), or what `packed` made of it.
         bias: (out,).
     """
+    if weight.dim() > 2:
+        kernels = load(weight.dtype)
+        assert kernels is not None
+        y = kernels.multiply(x, weight)
+        return y if bias is None else y.add_(bias)
     if weight.is_mkldnn:
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     is_plain = x.dim() == 2 and len(x) > 0 and x.dtype == weight.dtype == torch.float32 and x.device.type == "cpu"
@@ -42,6 +49,8 @@ def packed(weight: Tensor, rows: int) -> Tensor:
         weight: of a model that `can_pack`.
         rows: about how many rows a product has; it may have others.
     """
+    if kernels := find_tiles(weight):
+        return kernels.tiles(weight.detach())
     return torch.ops.mkldnn._reorder_linear_weight(weight.detach(), rows)
 
 

@@ -1,5 +1,5 @@
 /* Attention: of a decoding step over memory, and within the spans of whole sequences, forward and backward. */
-#include "vectors.h"
+#include "team.h"
 
 INLINE long tiles_of(long positions) { return (positions + LANES - 1) / LANES; }
 
@@ -67,36 +67,39 @@ INLINE void read_memory(const real *queries, const real *keys, const real *value
   for (long at = 0; at < groups * width; at += LANES) store(out + at, get(sums + at));
 }
 
-/* Append a key and a value to each row's memory at `here`, and read with its queries from `starts` on.
- * queries: (rows, heads, width), keys and values: (rows, key_heads, width), rows `stride` numbers apart; out: (rows,
- * heads, width); all_keys, all_values: (rows, key_heads, room, width). Returns 1 if there is no memory to compute in. */
+int read_rows(const real *queries, const real *keys, const real *values, long stride, real *all_keys, real *all_values,
+              const int64_t *starts, real *out, long rows, long heads, long key_heads, long width, long room, long here,
+              float scale) {
+  long groups = heads / key_heads;
+  float *scratch = malloc((size_t)(groups * (here + 1 + LANES + width)) * sizeof(float));
+#pragma omp for
+  for (long task = 0; task < rows * key_heads; task++) {
+    if (scratch == NULL) continue;
+    long row = task / key_heads, head = task % key_heads;
+    real *own_keys = all_keys + task * room * width, *own_values = all_values + task * room * width;
+    memcpy(own_keys + here * width, keys + row * stride + head * width, (size_t)width * sizeof(real));
+    memcpy(own_values + here * width, values + row * stride + head * width, (size_t)width * sizeof(real));
+    const real *query = queries + row * stride + head * groups * width;
+    real *to = out + (row * heads + head * groups) * width;
+    long first = starts[row] * width, count = here + 1 - starts[row];
+    if (width == 64) /* a width that is known to the compiler stays in registers */
+      read_memory(query, own_keys + first, own_values + first, scratch, to, groups, count, 64, scale);
+    else if (width == 128)
+      read_memory(query, own_keys + first, own_values + first, scratch, to, groups, count, 128, scale);
+    else
+      read_memory(query, own_keys + first, own_values + first, scratch, to, groups, count, width, scale);
+  }
+  free(scratch);
+  return scratch == NULL;
+}
+
 int attend_step(const real *queries, const real *keys, const real *values, long stride, real *all_keys,
                 real *all_values, const int64_t *starts, real *out, long rows, long heads, long key_heads, long width,
                 long room, long here, float scale, int threads) {
-  long groups = heads / key_heads, failures = 0;
+  int failures = 0;
 #pragma omp parallel num_threads(workers(rows * heads * (here + 1) * width, threads)) reduction(+ : failures)
-  {
-    float *scratch = malloc((size_t)(groups * (here + 1 + LANES + width)) * sizeof(float));
-    failures = scratch == NULL;
-#pragma omp for
-    for (long task = 0; task < rows * key_heads; task++) {
-      if (failures) continue;
-      long row = task / key_heads, head = task % key_heads;
-      real *own_keys = all_keys + task * room * width, *own_values = all_values + task * room * width;
-      memcpy(own_keys + here * width, keys + row * stride + head * width, (size_t)width * sizeof(real));
-      memcpy(own_values + here * width, values + row * stride + head * width, (size_t)width * sizeof(real));
-      const real *query = queries + row * stride + head * groups * width;
-      real *to = out + (row * heads + head * groups) * width;
-      long first = starts[row] * width, count = here + 1 - starts[row];
-      if (width == 64) /* a width that is known to the compiler stays in registers */
-        read_memory(query, own_keys + first, own_values + first, scratch, to, groups, count, 64, scale);
-      else if (width == 128)
-        read_memory(query, own_keys + first, own_values + first, scratch, to, groups, count, 128, scale);
-      else
-        read_memory(query, own_keys + first, own_values + first, scratch, to, groups, count, width, scale);
-    }
-    free(scratch);
-  }
+  failures += read_rows(queries, keys, values, stride, all_keys, all_values, starts, out, rows, heads, key_heads, width,
+                        room, here, scale);
   return failures > 0;
 }
 
@@ -104,30 +107,6 @@ int attend_step(const real *queries, const real *keys, const real *values, long 
  * span shares with others (a prompt before its completions). */
 
 #define QUERIES 8
-
-typedef struct {
-  int64_t start, end, shared_start, shared_end;
-} span;
-
-/* Four rounds of exchanging ever smaller squares turn 16 rows into columns. */
-#define EXCHANGE(distance, low, high)                                   \
-  for (int i = 0; i < LANES; i++)                                       \
-    if (!(i & distance)) {                                              \
-      vec a = x[i], b = x[i + distance];                                \
-      x[i] = FOLD(a, b, UNPACK low);                                    \
-      x[i + distance] = FOLD(a, b, UNPACK high);                        \
-    }
-#define UNPACK(...) __VA_ARGS__
-INLINE void transpose(vec x[LANES]) {
-  EXCHANGE(8, (0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23),
-           (8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31))
-  EXCHANGE(4, (0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27),
-           (4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31))
-  EXCHANGE(2, (0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29),
-           (2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31))
-  EXCHANGE(1, (0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30),
-           (1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31))
-}
 
 /* Rows (count, width) that lie `stride` apart, in fp32 at `to`. */
 INLINE void gather(float *to, const real *from, long count, long stride, const long width) {
@@ -267,7 +246,7 @@ INLINE void slopes_of_span(const real *grad, const real *queries, const real *ke
     }
 }
 
-static long longest(const span *spans, long count) {
+long longest(const span *spans, long count) {
   long most = 0;
   for (long i = 0; i < count; i++) {
     long size = spans[i].end - spans[i].start + spans[i].shared_end - spans[i].shared_start;
@@ -276,29 +255,32 @@ static long longest(const span *spans, long count) {
   return tiles_of(most) * LANES;
 }
 
-/* queries, keys, values: (tokens, heads or key_heads, width), rows `stride` numbers apart; spans: of all tokens, in their
- * order; out: (tokens, heads, width). Returns 1 if there is no memory to compute in. */
+int read_spans(const real *queries, const real *keys, const real *values, long stride, const span *spans, long count,
+               long positions, real *out, long heads, long key_heads, long width, float scale) {
+  long groups = heads / key_heads;
+  float *scratch = malloc((size_t)(3 * (positions + QUERIES) * width + QUERIES * positions) * sizeof(float));
+#pragma omp for schedule(dynamic)
+  for (long task = 0; task < count * key_heads; task++) {
+    if (scratch == NULL) continue;
+    const span *own = spans + task / key_heads;
+    long head = task % key_heads;
+    const real *q = queries + head * groups * width, *k = keys + head * width, *v = values + head * width;
+    real *to = out + head * groups * width;
+    if (width == 64)
+      read_span(q, k, v, stride, own, to, groups, heads, scratch, positions, scale, 64);
+    else
+      read_span(q, k, v, stride, own, to, groups, heads, scratch, positions, scale, width);
+  }
+  free(scratch);
+  return scratch == NULL;
+}
+
 int attend_spans(const real *queries, const real *keys, const real *values, long stride, const span *spans, long count,
                  real *out, long heads, long key_heads, long width, float scale, int threads) {
-  long groups = heads / key_heads, positions = longest(spans, count), failures = 0;
+  long positions = longest(spans, count);
+  int failures = 0;
 #pragma omp parallel num_threads(workers(count * heads * positions * width, threads)) reduction(+ : failures)
-  {
-    float *scratch = malloc((size_t)(3 * (positions + QUERIES) * width + QUERIES * positions) * sizeof(float));
-    failures = scratch == NULL;
-#pragma omp for schedule(dynamic)
-    for (long task = 0; task < count * key_heads; task++) {
-      if (failures) continue;
-      const span *own = spans + task / key_heads;
-      long head = task % key_heads;
-      const real *q = queries + head * groups * width, *k = keys + head * width, *v = values + head * width;
-      real *to = out + head * groups * width;
-      if (width == 64)
-        read_span(q, k, v, stride, own, to, groups, heads, scratch, positions, scale, 64);
-      else
-        read_span(q, k, v, stride, own, to, groups, heads, scratch, positions, scale, width);
-    }
-    free(scratch);
-  }
+  failures += read_spans(queries, keys, values, stride, spans, count, positions, out, heads, key_heads, width, scale);
   return failures > 0;
 }
 

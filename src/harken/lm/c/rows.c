@@ -1,7 +1,5 @@
 /* Norm, gate and rotation of rows, forward and backward, each in one pass. */
-#include "vectors.h"
-
-INLINE vec sigmoid(vec x) { return 1.0f / (1.0f + exponential(-x)); }
+#include "team.h"
 
 INLINE float inverse_root_mean_square(const real *x, long size, float eps) {
   vec squares = {0};
@@ -9,15 +7,19 @@ INLINE float inverse_root_mean_square(const real *x, long size, float eps) {
   return 1.0f / sqrtf(total(squares) / (float)size + eps);
 }
 
-/* out = x / sqrt(mean(x^2) + eps) * weight; x, out: (rows, size). */
-void rms_norm(const real *x, const real *weight, real *out, long rows, long size, float eps, int threads) {
-#pragma omp parallel for num_threads(workers(rows * size, threads))
+void norm_rows(const real *x, const real *weight, real *out, long rows, long size, float eps) {
+#pragma omp for
   for (long row = 0; row < rows; row++) {
     const real *from = x + row * size;
     vec inverse = splat(inverse_root_mean_square(from, size, eps));
     for (long i = 0; i < size; i += LANES)
       store(out + row * size + i, load(from + i) * inverse * load(weight + i));
   }
+}
+
+void rms_norm(const real *x, const real *weight, real *out, long rows, long size, float eps, int threads) {
+#pragma omp parallel num_threads(workers(rows * size, threads))
+  norm_rows(x, weight, out, rows, size, eps);
 }
 
 /* The slopes for x, and each row's inverse root mean square (for that of the weight). */
@@ -63,11 +65,9 @@ void swiglu_backward(const real *grad, const real *gate_up, real *out, long rows
   }
 }
 
-/* Turn the first `turned` of `heads` heads in each row by its angles and copy the others; direction -1 turns back.
- * x, out: (rows, heads, width); cos, sin: (rows, width), the first half of sin with a minus. */
-void rotate(const real *x, const real *cosines, const real *sines, real *out, long rows, long heads, long turned,
-            long width, float direction, int threads) {
-#pragma omp parallel for num_threads(workers(rows * heads * width, threads))
+void rotate_rows(const real *x, const real *cosines, const real *sines, real *out, long rows, long heads, long turned,
+                 long width, float direction) {
+#pragma omp for
   for (long row = 0; row < rows; row++) {
     const real *c = cosines + row * width, *s = sines + row * width;
     long half = width / 2;
@@ -81,6 +81,12 @@ void rotate(const real *x, const real *cosines, const real *sines, real *out, lo
       }
     }
     long rest = (row * heads + turned) * width;
-    memcpy(out + rest, x + rest, (size_t)((heads - turned) * width) * sizeof(real));
+    if (out != x) memcpy(out + rest, x + rest, (size_t)((heads - turned) * width) * sizeof(real));
   }
+}
+
+void rotate(const real *x, const real *cosines, const real *sines, real *out, long rows, long heads, long turned,
+            long width, float direction, int threads) {
+#pragma omp parallel num_threads(workers(rows * heads * width, threads))
+  rotate_rows(x, cosines, sines, out, rows, heads, turned, width, direction);
 }

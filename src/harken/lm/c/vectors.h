@@ -86,6 +86,26 @@ INLINE vec totals(const vec x[LANES]) {
          FOLD(pairs[0], pairs[1], 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
 }
 
+/* Four rounds of exchanging ever smaller squares turn 16 rows into columns. */
+#define EXCHANGE(distance, low, high)                                   \
+  for (int i = 0; i < LANES; i++)                                       \
+    if (!(i & distance)) {                                              \
+      vec a = x[i], b = x[i + distance];                                \
+      x[i] = FOLD(a, b, UNPACK low);                                    \
+      x[i + distance] = FOLD(a, b, UNPACK high);                        \
+    }
+#define UNPACK(...) __VA_ARGS__
+INLINE void transpose(vec x[LANES]) {
+  EXCHANGE(8, (0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23),
+           (8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31))
+  EXCHANGE(4, (0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27),
+           (4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31))
+  EXCHANGE(2, (0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29),
+           (2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31))
+  EXCHANGE(1, (0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30),
+           (1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31))
+}
+
 /* e^x within 2 units in the last place; below -87 it is e^-87 (1.6e-38), and NaN stays NaN. */
 INLINE vec exponential(vec x) {
   x = choose(x < -87.0f, splat(-87.0f), x);
@@ -104,6 +124,8 @@ INLINE vec exponential(vec x) {
   vec result = (vec)((ivec)sum + (whole << 23));
   return choose(x == x, result, x);
 }
+
+INLINE vec sigmoid(vec x) { return 1.0f / (1.0f + exponential(-x)); }
 
 /* How many threads to compute so many numbers with: waking others takes as long as computing some ten thousand. */
 INLINE int workers(long numbers, int threads) { return numbers < 32768 ? 1 : threads; }

@@ -1,0 +1,248 @@
+/* Layers of a model built like llama, one team of threads through all of them, for decoding: each reads what was just
+ * written. Their products are in the AMX units of Intel's processors: bf16, summed in fp32.
+ *
+ * With the few rows of a decoding step a product takes as long as its weight takes to come from memory. So weights lie in
+ * the order in which they are read, and while some outputs are computed the weights of the next ones are asked for. */
+#include "team.h"
+
+#if defined(BF16) && defined(__AMX_BF16__) && defined(__linux__)
+#include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define SIDE 32    /* rows and outputs of a block: two tiles each */
+#define TILE 512   /* numbers of a tile: 16 rows of 32 */
+#define LINE 64    /* bytes of a line of the cache */
+#define CHUNK 256  /* rows that stay in the second cache */
+#define GROUP 4    /* blocks of outputs whose weights do, beside them */
+
+/* Linear layers that read the same input, with a role's adapters; as in kernels.py. */
+typedef struct {
+  const real *weight; /* in tiles, see `lay_tiles` */
+  const real *down;   /* (ranks, inputs) in tiles */
+  const real *up;     /* (outputs, ranks) in tiles */
+  long inputs, outputs, ranks;
+} projection;
+
+typedef struct {
+  projection qkv, out, gate_up, down;
+  const real *norm, *mlp_norm;
+  float eps, mlp_eps;
+  real *keys, *values; /* memory: (rows, key_heads, room, width) */
+} layer;
+
+/* What all layers are computed on. */
+typedef struct {
+  const real *cosines, *sines; /* (rows, width) */
+  long rows, hidden, inner, heads, key_heads, width, room, ranks;
+  float scale;
+  /* A step: each row is the next position of its sequence. */
+  const int64_t *starts; /* (rows); NULL = prompts are read */
+  long here;
+  /* Prompts: each row is a token of one, whose key and value `copies` rows of memory get. */
+  const span *spans;
+  const int64_t *memory_rows, *columns; /* (rows) */
+  long num_spans, copies;
+} input;
+
+/* Whether this process may use the units: Linux gives them on request (ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA). */
+int has_tiles(void) { return syscall(SYS_arch_prctl, 0x1023, 18) == 0; }
+
+static void configure(void) {
+  static const struct {
+    uint8_t palette, start, reserved[14];
+    uint16_t bytes[16];
+    uint8_t rows[16];
+  } config = {1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
+  _tile_loadconfig(&config);
+}
+
+/* weight: (outputs, inputs); out: blocks (outputs / 32, inputs / 32, 2 tiles, 16 pairs of inputs, 16 outputs, 2). */
+void lay_tiles(const real *weight, real *out, long outputs, long inputs, int threads) {
+#pragma omp parallel for num_threads(workers(outputs * inputs, threads))
+  for (long tile = 0; tile < outputs / LANES; tile++)
+    for (long part = 0; part < inputs / SIDE; part++) {
+      vec pairs[LANES];
+      for (int i = 0; i < LANES; i++) memcpy(pairs + i, weight + (tile * LANES + i) * inputs + part * SIDE, sizeof(vec));
+      transpose(pairs);
+      memcpy(out + ((tile / 2 * (inputs / SIDE) + part) * 2 + tile % 2) * TILE, pairs, sizeof pairs);
+    }
+}
+
+/* Add to the sums of a block, tiles 0 to 3. x: 32 rows (inputs); weight: of 32 outputs, in tiles; meanwhile `lines` x 64
+ * bytes from `ahead` on are asked for with each pair of tiles. */
+INLINE void multiply(const real *x, const real *weight, long inputs, const char *ahead, long lines) {
+  for (long part = 0; part < inputs / SIDE; part++, x += SIDE, weight += 2 * TILE) {
+    for (long line = 0; line < lines; line++, ahead += LINE) _mm_prefetch(ahead, _MM_HINT_T1);
+    _tile_loadd(4, x, inputs * (long)sizeof(real));
+    _tile_loadd(6, weight, LINE);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(7, weight + TILE, LINE);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_loadd(5, x + LANES * inputs, inputs * (long)sizeof(real));
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+}
+
+/* What becomes of a block's sums. */
+typedef struct {
+  real *out;         /* (rows, outputs), or (rows, outputs / 2) where gated */
+  const real *added; /* (rows, outputs), may be `out`; NULL = nothing */
+  int gated;         /* each block has 16 gates and 16 ups: silu(gate) * up is kept */
+} target;
+
+INLINE void keep_sums(const target *to, long row, long count, long outputs, long block) {
+  float sums[SIDE * SIDE] __attribute__((aligned(LINE)));
+  _tile_stored(0, sums, SIDE * (long)sizeof(float));
+  _tile_stored(1, sums + LANES, SIDE * (long)sizeof(float));
+  _tile_stored(2, sums + LANES * SIDE, SIDE * (long)sizeof(float));
+  _tile_stored(3, sums + LANES * SIDE + LANES, SIDE * (long)sizeof(float));
+  for (long i = 0; i < count; i++) {
+    vec first = get(sums + i * SIDE), second = get(sums + i * SIDE + LANES);
+    long place = (row + i) * outputs + block * SIDE;
+    if (to->gated) {
+      store(to->out + place / 2, first * sigmoid(first) * second);
+      continue;
+    }
+    if (to->added != NULL) {
+      first += load(to->added + place);
+      second += load(to->added + place + LANES);
+    }
+    store(to->out + place, first);
+    store(to->out + place + LANES, second);
+  }
+}
+
+static long share_of(long blocks, long share, long shares) { return blocks * share / shares; }
+
+/* A thread's share of the outputs. x: (rows up to a multiple of 32, inputs); between: likewise (ranks), what the adapters
+ * made of x; next: the product that follows, whose weight is asked for at the end, or NULL. */
+static void project_share(const projection *p, const projection *next, const real *x, const real *between,
+                          const target *to, long rows, long share, long shares) {
+  long blocks = p->outputs / SIDE, end = share_of(blocks, share + 1, shares);
+  for (long begin = 0; begin < rows; begin += CHUNK) {
+    long stop = rows - begin < CHUNK ? rows : begin + CHUNK, strips = (stop - begin + SIDE - 1) / SIDE;
+    for (long group = share_of(blocks, share, shares); group < end; group += GROUP) {
+      long after = group + GROUP < end ? group + GROUP : end;
+      const char *ahead = (const char *)(p->weight + after * SIDE * p->inputs);
+      if (after == end && stop == rows && next != NULL)
+        ahead = (const char *)(next->weight + share_of(next->outputs / SIDE, share, shares) * SIDE * next->inputs);
+      long lines = SIDE / strips; /* so that all strips together ask for as much as they read */
+      for (long row = begin; row < stop; row += SIDE)
+        for (long block = group; block < after; block++, ahead += p->inputs / SIDE * lines * LINE) {
+          _tile_zero(0);
+          _tile_zero(1);
+          _tile_zero(2);
+          _tile_zero(3);
+          multiply(x + row * p->inputs, p->weight + block * SIDE * p->inputs, p->inputs, ahead, lines);
+          if (p->ranks) multiply(between + row * p->ranks, p->up + block * SIDE * p->ranks, p->ranks, NULL, 0);
+          keep_sums(to, row, stop - row < SIDE ? stop - row : SIDE, p->outputs, block);
+        }
+    }
+  }
+}
+
+/* A team's product; arguments as of `project_share`. */
+static void project(const projection *p, const projection *next, const real *x, real *between, const target *to,
+                    long rows, long threads) {
+  if (p->ranks) {
+    projection first = {.weight = p->down, .inputs = p->inputs, .outputs = p->ranks};
+    target there = {.out = between};
+#pragma omp for
+    for (long share = 0; share < threads; share++) project_share(&first, p, x, NULL, &there, rows, share, threads);
+  }
+#pragma omp for
+  for (long share = 0; share < threads; share++) project_share(p, next, x, between, to, rows, share, threads);
+}
+
+/* out = x weight^T; x: (rows, inputs), out: (rows, outputs), weight: in tiles. Returns 1 without memory. */
+int multiply_tiles(const real *x, const real *weight, real *out, long rows, long inputs, long outputs, int threads) {
+  projection p = {.weight = weight, .inputs = inputs, .outputs = outputs};
+  target to = {.out = out};
+  real *whole = NULL;
+  if (rows % SIDE) { /* blocks read whole strips */
+    size_t size = (size_t)(rows * inputs) * sizeof(real), room = (size_t)((rows + SIDE) * inputs) * sizeof(real);
+    whole = aligned_alloc(LINE, room / LINE * LINE);
+    if (whole == NULL) return 1;
+    memcpy(whole, x, size);
+    memset((char *)whole + size, 0, room / LINE * LINE - size);
+  }
+#pragma omp parallel num_threads(workers(inputs * outputs, threads))
+  {
+    configure();
+    project(&p, NULL, whole ? whole : x, NULL, &to, rows, threads);
+    _tile_release();
+  }
+  free(whole);
+  return 0;
+}
+
+/* Put the keys and values of prompts into memory. No thread waits. */
+static void remember(const layer *own, const input *in, const real *keys, const real *values, long stride) {
+  size_t size = (size_t)in->width * sizeof(real);
+#pragma omp for nowait
+  for (long row = 0; row < in->rows; row++)
+    for (long copy = 0; copy < in->copies; copy++)
+      for (long head = 0; head < in->key_heads; head++) {
+        long task = (in->memory_rows[row] * in->copies + copy) * in->key_heads + head;
+        long place = (task * in->room + in->columns[row]) * in->width;
+        memcpy(own->keys + place, keys + row * stride + head * in->width, size);
+        memcpy(own->values + place, values + row * stride + head * in->width, size);
+      }
+}
+
+/* Between layers: (rows up to a multiple of 32, size) each. */
+typedef struct {
+  real *normed, *heads, *read, *inner, *between;
+} buffers;
+
+static int through_layer(const layer *own, const layer *after, real *x, const input *in, const buffers *b,
+                         long positions, long threads) {
+  long all_heads = in->heads + 2 * in->key_heads, stride = all_heads * in->width, failures;
+  const real *keys = b->heads + in->heads * in->width, *values = keys + in->key_heads * in->width;
+  norm_rows(x, own->norm, b->normed, in->rows, in->hidden, own->eps);
+  project(&own->qkv, &own->out, b->normed, b->between, &(target){.out = b->heads}, in->rows, threads);
+  rotate_rows(b->heads, in->cosines, in->sines, b->heads, in->rows, all_heads, in->heads + in->key_heads, in->width, 1);
+  if (in->starts != NULL) {
+    failures = read_rows(b->heads, keys, values, stride, own->keys, own->values, in->starts, b->read, in->rows,
+                         in->heads, in->key_heads, in->width, in->room, in->here, in->scale);
+  } else {
+    remember(own, in, keys, values, stride);
+    failures = read_spans(b->heads, keys, values, stride, in->spans, in->num_spans, positions, b->read, in->heads,
+                          in->key_heads, in->width, in->scale);
+  }
+  target added = {.out = x, .added = x};
+  project(&own->out, &own->gate_up, b->read, b->between, &added, in->rows, threads);
+  norm_rows(x, own->mlp_norm, b->normed, in->rows, in->hidden, own->mlp_eps);
+  project(&own->gate_up, &own->down, b->normed, b->between, &(target){.out = b->inner, .gated = 1}, in->rows, threads);
+  project(&own->down, after ? &after->qkv : NULL, b->inner, b->between, &added, in->rows, threads);
+  return failures > 0;
+}
+
+/* Take x (rows, hidden) through `count` layers, in place. Returns 1 if there is no memory to compute in. */
+int through_layers(const layer *layers, long count, real *x, const input *in, int threads) {
+  long positions = in->starts == NULL ? longest(in->spans, in->num_spans) : 0, failures = 0;
+  long strips = (in->rows + SIDE - 1) / SIDE;
+  long sizes[5] = {in->hidden, (in->heads + 2 * in->key_heads) * in->width, in->heads * in->width, in->inner, in->ranks};
+  long total = 0, places[5];
+  for (int i = 0; i < 5; i++) {
+    places[i] = total;
+    total += strips * SIDE * sizes[i];
+  }
+  real *all = aligned_alloc(LINE, (size_t)total * sizeof(real));
+  if (all == NULL) return 1;
+  buffers b = {all + places[0], all + places[1], all + places[2], all + places[3], all + places[4]};
+#pragma omp parallel num_threads(workers(in->rows * in->hidden * in->inner, threads)) reduction(+ : failures)
+  {
+    configure();
+    for (long i = 0; i < count; i++)
+      failures += through_layer(layers + i, i + 1 < count ? layers + i + 1 : NULL, x, in, &b, positions, threads);
+    _tile_release();
+  }
+  free(all);
+  return failures > 0;
+}
+#else
+int has_tiles(void) { return 0; }
+#endif
