@@ -3,6 +3,7 @@
 ``core.logprobs`` gives the same tokens their log-probabilities when a sequence is read.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -87,28 +88,46 @@ def inverse_cdf_sample(logprobs_NV: Tensor, uniforms_N: Tensor) -> Tensor:
     Raises:
         ValueError: if a uniform is outside [0, 1), or a row holds a NaN or no mass.
     """
-    _check_uniforms(uniforms_N, len(logprobs_NV))
-    return _draw(logprobs_NV.exp(), uniforms_N)[0]
+    return _draw(logprobs_NV, uniforms_N, 1.0, sum_blocks(logprobs_NV, 1.0, with_entropy=False)).tokens
 
 
-def _draw(mass_NV: Tensor, uniforms_N: Tensor, *, first_row: int = 0) -> tuple[Tensor, Tensor]:
-    """Token (N,) drawn in proportion to mass, and the mass (N,) fp64 of each row; errors count from `first_row`."""
-    # First the block, then the token in it: cumulative sums in fp64 are then of short rows only.
-    missing = -mass_NV.shape[1] % BLOCK
-    # Padding copies the vocabulary, so it is left out where nothing is missing.
-    padded = torch.nn.functional.pad(mass_NV, (0, missing)) if missing else mass_NV
-    blocks = padded.reshape(len(padded), -1, BLOCK)
-    # Summed in its own type: in fp64 torch would first copy the whole vocabulary.
-    block_mass = blocks.sum(dim=-1).double()
-    total = block_mass.sum(dim=-1)
-    is_sound = (total > 0) & total.isfinite()
-    if not bool(is_sound.all()):
-        rows = [first_row + row for row in true_rows(~is_sound)]
-        raise ValueError(f"rows {rows} hold NaN, +inf or no mass; the model diverged")
-    target = uniforms_N.double() * total
-    block, before = _first_past(block_mass, target)
-    inside = blocks[torch.arange(len(block), device=block.device), block].double()
-    return block * BLOCK + _first_past(inside, target - before)[0], total
+class Blocks(NamedTuple):
+    """What each row's B blocks of BLOCK tokens hold, the last perhaps fewer; a logit here is one over the temperature."""
+
+    largest: Tensor
+    """(N, B) fp32 (fp64 for fp64 logits), the largest logit; -inf where none is finite."""
+    mass: Tensor
+    """(N, B) likewise, sum of e^(logit - largest)."""
+    below: Tensor | None
+    """(N, B) likewise, sum of e^(logit - largest) (logit - largest), if an entropy is asked for."""
+
+
+def sum_blocks(logits_NV: Tensor, temperature: float, *, with_entropy: bool) -> Blocks:
+    """Go over the vocabulary, some rows at a time, so that a processor finds them in its cache.
+
+    Args:
+        logits_NV: (N, V), any float type; a token of -inf has no mass.
+        temperature: logits are divided by it; above zero.
+        with_entropy: also return ``below``, which goes over the vocabulary once more.
+    """
+    count, size = logits_NV.shape
+    dtype = torch.promote_types(logits_NV.dtype, torch.float32)
+    found = Blocks(*(logits_NV.new_empty(count, -(-size // BLOCK), dtype=dtype) for _ in range(3)))
+    for rows in rows_in_cache(logits_NV):
+        logits = tempered(logits_NV[rows], temperature)
+        missing = -size % BLOCK
+        # Padding copies the vocabulary, so it is left out where nothing is missing.
+        padded = torch.nn.functional.pad(logits, (0, missing), value=-torch.inf) if missing else logits
+        blocks = padded.reshape(len(logits), -1, BLOCK)
+        found.largest[rows] = largest = blocks.amax(dim=-1)
+        # Where nothing has mass, -inf - -inf would be NaN.
+        below = blocks - largest.clamp(min=torch.finfo(dtype).min).unsqueeze(-1)
+        mass = below.exp()
+        found.mass[rows] = mass.sum(dim=-1)
+        if found.below is not None and with_entropy:
+            # Tokens of no mass are -inf below; their 0 x -inf is 0.
+            found.below[rows] = mass.mul_(below.clamp_(min=torch.finfo(dtype).min)).sum(dim=-1)
+    return found if with_entropy else found._replace(below=None)
 
 
 class DrawnTokens(NamedTuple):
@@ -130,11 +149,12 @@ def draw_tokens(
     top_k: int,
     top_p: float,
     with_entropy: bool = False,
+    sum_blocks: Callable[..., Blocks] = sum_blocks,
 ) -> DrawnTokens:
     """One token for each row and its log-probability: `sampling_logprobs`, then `inverse_cdf_sample`.
 
-    Without top-k and top-p the vocabulary is gone over three times only: for the largest logit, the
-    exponentials and the sums of blocks; some rows at a time, so that a processor finds them in its cache.
+    Without top-k and top-p nothing of the vocabulary's size is kept: it is summed up by blocks, the block is drawn, and
+    then the token in it.
 
     Args:
         logits_NV: (N, V), any float type.
@@ -142,7 +162,8 @@ def draw_tokens(
         temperature: as in ``sampling_logprobs``.
         top_k: likewise.
         top_p: likewise.
-        with_entropy: also return the entropies, which goes over the vocabulary once more.
+        with_entropy: also return the entropies.
+        sum_blocks: goes over the vocabulary, as the function of this name does.
 
     Raises:
         ValueError: if a setting or a uniform is outside its range, or a row holds a NaN or no mass.
@@ -153,22 +174,36 @@ def draw_tokens(
         drawn = logprobs.gather(1, tokens[:, None]).squeeze(1)
         return DrawnTokens(tokens, drawn, entropy_of(logprobs) if with_entropy else None)
     check_temperature(temperature)
+    blocks = sum_blocks(logits_NV, temperature, with_entropy=with_entropy)
+    return _draw(logits_NV, uniforms_N, temperature, blocks)
+
+
+def _draw(logits_NV: Tensor, uniforms_N: Tensor, temperature: float, blocks: Blocks) -> DrawnTokens:
     _check_uniforms(uniforms_N, len(logits_NV))
-    tokens = logits_NV.new_empty(len(logits_NV), dtype=torch.long)
-    dtype = torch.promote_types(logits_NV.dtype, torch.float32)
-    logprobs, entropies = (logits_NV.new_empty(len(logits_NV), dtype=dtype) for _ in range(2))
-    for rows in rows_in_cache(logits_NV):
-        logits = tempered(logits_NV[rows], temperature)
-        largest = logits.amax(dim=-1, keepdim=True)
-        mass = (logits - largest).exp_()
-        tokens[rows], total = _draw(mass, uniforms_N[rows], first_row=rows.start)
-        drawn = logits.gather(1, tokens[rows, None]).squeeze(1)
-        logprobs[rows] = drawn - largest.squeeze(1) - total.log().to(dtype)
-        if with_entropy:
-            # Tokens that are never drawn have logit -inf; their 0 x -inf is 0.
-            below = (logits - largest).clamp_(min=torch.finfo(dtype).min)
-            entropies[rows] = total.log() - mass.mul_(below).sum(dim=-1) / total
-    return DrawnTokens(tokens, logprobs, entropies if with_entropy else None)
+    top = blocks.largest.amax(dim=-1, keepdim=True)
+    below_top = blocks.largest - top
+    # First the block, then the token in it: cumulative sums in fp64 are then of short rows only.
+    scale = below_top.double().exp()
+    block_mass = blocks.mass.double() * scale
+    total = block_mass.sum(dim=-1)
+    is_sound = (total > 0) & total.isfinite()
+    if not bool(is_sound.all()):
+        raise ValueError(f"rows {true_rows(~is_sound)} hold NaN, +inf or no mass; the model diverged")
+    target = uniforms_N.double() * total
+    block, before = _first_past(block_mass, target)
+    places = block[:, None] * BLOCK + torch.arange(BLOCK, device=block.device)
+    is_token = places < logits_NV.shape[1]
+    inside = tempered(logits_NV.gather(1, places.where(is_token, 0)), temperature) - top
+    mass = inside.double().exp().masked_fill(~is_token, 0.0)
+    index, _ = _first_past(mass, target - before)
+    logprobs = inside.gather(1, index[:, None]).squeeze(1) - total.log().to(inside.dtype)
+    entropies = None
+    if blocks.below is not None:
+        # Blocks of no mass are -inf below; their 0 x -inf is 0.
+        finite = below_top.clamp(min=torch.finfo(below_top.dtype).min).double()
+        below = (blocks.below.double() + blocks.mass.double() * finite) * scale
+        entropies = (total.log() - below.sum(dim=-1) / total).to(inside.dtype)
+    return DrawnTokens(block * BLOCK + index, logprobs, entropies)
 
 
 def _first_past(mass_NK: Tensor, target_N: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from harken.assets import cache_folder
+from harken.core.drawing import BLOCK, Blocks
 
 SOURCES = Path(__file__).with_name("c")
 LANES, WIDEST = 16, 256
@@ -35,6 +36,7 @@ PARAMETERS = {
     "swiglu": (*[_POINTER] * 2, *[_LONG] * 2, _INT),
     "swiglu_backward": (*[_POINTER] * 3, *[_LONG] * 2, _INT),
     "rotate": (*[_POINTER] * 4, *[_LONG] * 4, _FLOAT, _INT),
+    "sum_blocks": (_POINTER, _FLOAT, *[_POINTER] * 3, *[_LONG] * 2, _INT),
     "attend_step": (*[_POINTER] * 3, _LONG, *[_POINTER] * 4, *[_LONG] * 6, _FLOAT, _INT),
     "attend_spans": (*[_POINTER] * 3, _LONG, _POINTER, _LONG, _POINTER, *[_LONG] * 3, _FLOAT, _INT),
     "attend_spans_backward": (*[_POINTER] * 4, _LONG, _POINTER, _LONG, _POINTER, *[_LONG] * 3, _FLOAT, _INT),
@@ -109,6 +111,15 @@ class Kernels:
         direction = -1.0 if back else 1.0
         self.library.rotate(*pointers, rows, heads, turned, width, direction, torch.get_num_threads())
         return out
+
+    def sum_blocks(self, logits: Tensor, temperature: float, *, with_entropy: bool) -> Blocks:
+        """Return what `core.drawing.sum_blocks` does, of logits (N, V), in one pass."""
+        del with_entropy  # costs nothing
+        logits, (rows, size) = logits.contiguous(), logits.shape
+        found = Blocks(*(torch.empty(rows, -(-size // BLOCK), dtype=torch.float32) for _ in range(3)))
+        outs = [part.data_ptr() for part in found]
+        self.library.sum_blocks(*self._pointers(logits), temperature, *outs, rows, size, torch.get_num_threads())
+        return found
 
     def attend_step(self, new: Heads, memory: tuple[Tensor, Tensor], starts: Tensor, here: int, scale: float) -> Tensor:
         """Append a position to the memory of keys and values, and attend from it.

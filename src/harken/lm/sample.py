@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harken.core.drawing import draw_tokens
+from harken.core.drawing import draw_tokens, sum_blocks
 from harken.lm.chat import Chat
 from harken.lm.decode import Decoder, ModelDecoder, PairedDecoder, kept_rows
 from harken.lm.decode_llama import LlamaDecoder
+from harken.lm.kernels import LANES, find
 from harken.lm.llama import is_supported
 from harken.lm.products import can_pack
 from harken.lm.trunk import Trunk
@@ -181,6 +182,7 @@ def _decode(
             top_k=settings.top_k,
             top_p=settings.top_p,
             with_entropy=with_entropy,
+            sum_blocks=sum_blocks if (compiled := find(logits.dtype, logits.device, LANES)) is None else compiled.sum_blocks,
         )
         goes_on = (~torch.isin(tokens, stop_ids)).tolist()
         for row, token, logprob in zip(alive, tokens.tolist(), logprobs.tolist(), strict=True):

@@ -1,4 +1,4 @@
-/* Norm, gate and rotation of rows, forward and backward, each in one pass. */
+/* Norm, gate and rotation of rows, forward and backward, and sums over the vocabulary, each in one pass. */
 #include "team.h"
 
 INLINE float inverse_root_mean_square(const real *x, long size, float eps) {
@@ -89,4 +89,42 @@ void rotate(const real *x, const real *cosines, const real *sines, real *out, lo
             long width, float direction, int threads) {
 #pragma omp parallel num_threads(workers(rows * heads * width, threads))
   rotate_rows(x, cosines, sines, out, rows, heads, turned, width, direction);
+}
+
+#define BLOCK (8 * LANES) /* as in core/drawing.py */
+
+/* Of each block of logits, over the temperature: the largest, the sum of e^(logit - largest), and the sum of that times
+ * (logit - largest). logits: (rows, size); largest, mass, below: (rows, size / BLOCK, rounded up). */
+void sum_blocks(const real *logits, float temperature, float *largest, float *mass, float *below, long rows, long size,
+                int threads) {
+  long blocks = (size + BLOCK - 1) / BLOCK;
+  float inverse = 1.0f / temperature;
+#pragma omp parallel for num_threads(workers(rows * size, threads))
+  for (long row = 0; row < rows; row++)
+    for (long block = 0; block < blocks; block++) {
+      const real *from = logits + row * size + block * BLOCK;
+      float last[BLOCK];
+      vec x[8], most = splat(-INFINITY), sum = {0}, sum_below = {0};
+      long count = size - block * BLOCK;
+      if (count < BLOCK) {
+        for (long i = 0; i < BLOCK; i++) {
+          last[i] = i < count ? single(from[i]) : -INFINITY;
+        }
+      }
+      for (int i = 0; i < 8; i++) {
+        x[i] = (count < BLOCK ? get(last + i * LANES) : load(from + i * LANES)) * inverse;
+        most = choose(x[i] > most, x[i], most);
+      }
+      float top = maximum(most);
+      for (int i = 0; i < 8; i++) {
+        /* What has no mass must not get e^-87. */
+        ivec is_none = x[i] == -INFINITY;
+        vec distance = choose(is_none, splat(0), x[i] - top), some = choose(is_none, splat(0), exponential(distance));
+        sum += some;
+        sum_below += some * distance;
+      }
+      largest[row * blocks + block] = top;
+      mass[row * blocks + block] = total(sum);
+      below[row * blocks + block] = total(sum_below);
+    }
 }

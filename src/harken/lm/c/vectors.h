@@ -35,6 +35,13 @@ INLINE vec load(const real *from) {
   return (vec)(__builtin_convertvector(bits, uvec) << 16);
 }
 
+INLINE float single(real x) {
+  uint32_t bits = (uint32_t)x << 16;
+  float value;
+  memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
 INLINE void store(real *to, vec x) {
   uvec bits = (uvec)x;
   bits += 0x7fff + ((bits >> 16) & 1); /* to the nearest, ties to even */
@@ -43,6 +50,7 @@ INLINE void store(real *to, vec x) {
 }
 #else
 typedef float real;
+#define single(x) (x)
 #define load get
 #define store put
 #endif
