@@ -13,7 +13,7 @@ from torch.nn import functional
 from transformers.activations import SiLUActivation
 
 from harken.lm.batch import Span
-from harken.lm.kernels import LANES, SIDE, Kernels, find_attention
+from harken.lm.kernels import LANES, SIDE, Kernels, empty_in_large_pages, find_attention
 from harken.lm.llama import Layer, LlamaLayers, Projection
 
 _POINTER, _LONG, _FLOAT, _INT = ctypes.c_void_p, ctypes.c_long, ctypes.c_float, ctypes.c_int
@@ -62,7 +62,7 @@ def find_compiled(layers: LlamaLayers) -> Kernels | None:
 
 
 def _fits(layer: Layer) -> bool:
-    projections = (layer.qkv, layer.out, layer.gate_up, layer.down)
+    projections = _projections(layer)
     return (
         isinstance(layer.act, nn.SiLU | SiLUActivation)
         and layer.query_norm is None
@@ -70,6 +70,10 @@ def _fits(layer: Layer) -> bool:
         and all(size % SIDE == 0 for part in projections for size in part.weight.shape)
         and len({part.weight.dtype for part in projections} | {layer.norm[0].dtype, layer.mlp_norm[0].dtype}) == 1
     )
+
+
+def _projections(layer: Layer) -> tuple[Projection, ...]:
+    return layer.qkv, layer.out, layer.gate_up, layer.down
 
 
 class CompiledLayers:
@@ -84,19 +88,20 @@ class CompiledLayers:
         """
         self._kernels, self._layers = kernels, layers
         self._kept: list[Tensor] = []  # their addresses are in the structures
+        size = sum(part.weight.numel() for layer in layers.layers for part in _projections(layer))
+        self._free = empty_in_large_pages((size,), kernels.dtype)
         self._all = (_Layer * len(layers.layers))(*[self._layer(layer) for layer in layers.layers])
         self._ranks = max(
             getattr(layer, name).ranks for layer in self._all for name in ("qkv", "out", "gate_up", "down")
         )
 
-    def bind(self, keys: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-        """Take each layer's memory, (R, key heads, room, D)."""
-        for layer, own_keys, own_values in zip(self._all, keys, values, strict=True):
-            assert own_keys.is_contiguous()
-            assert own_values.is_contiguous()
-            layer.keys, layer.values = own_keys.data_ptr(), own_values.data_ptr()
-        self._memory = keys, values
-        self._rows, _, self._room, _ = keys[0].shape
+    def bind(self, memory: Sequence[Tensor]) -> None:
+        """Take each layer's memory for keys and values, (2, R, key heads, room, D)."""
+        for layer, own in zip(self._all, memory, strict=True):
+            assert own.is_contiguous()
+            layer.keys, layer.values = (part.data_ptr() for part in own)
+        self._memory = memory
+        _, self._rows, _, self._room, _ = memory[0].shape
 
     def step(self, x: Tensor, rotations: Rotations, starts: Tensor, here: int) -> Tensor:
         """Append a position to each row's memory; return states (R, H) after the last layer, before the last norm.
@@ -178,19 +183,20 @@ class CompiledLayers:
 
     def _projection(self, part: Projection, *, is_gated: bool = False) -> _Projection:
         outputs, inputs = part.weight.shape
-        made = _Projection(weight=self._tiles(part.weight, is_gated), inputs=inputs, outputs=outputs)
+        out, self._free = self._free.tensor_split([part.weight.numel()])
+        made = _Projection(weight=self._tiles(part.weight, out, is_gated), inputs=inputs, outputs=outputs)
         if part.down is not None and part.up is not None:
             missing = -len(part.down) % SIDE
             made.ranks = len(part.down) + missing
-            made.down = self._tiles(functional.pad(part.down, (0, 0, 0, missing)), False)
-            made.up = self._tiles(functional.pad(part.up.T, (0, missing)), is_gated)
+            made.down = self._tiles(functional.pad(part.down, (0, 0, 0, missing)))
+            made.up = self._tiles(functional.pad(part.up.T, (0, missing)), None, is_gated)
         return made
 
-    def _tiles(self, weight: Tensor, is_gated: bool) -> int:
+    def _tiles(self, weight: Tensor, out: Tensor | None = None, is_gated: bool = False) -> int:
         weight = weight.detach()
         if is_gated:  # each block of outputs gets as many gates as ups
             weight = weight.unflatten(0, (2, -1, LANES)).transpose(0, 1).flatten(0, 2)
-        return self._address(self._kernels.tiles(weight))
+        return self._address(self._kernels.tiles(weight, out))
 
     def _address(self, tensor: Tensor) -> int:
         self._kept.append(tensor)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from harken.lm.batch import Batch, Tokens, microbatches, pad
 from harken.lm.decode_compiled import CompiledLayers, Rotations, find_compiled
-from harken.lm.kernels import find_attention
+from harken.lm.kernels import empty_in_large_pages, find_attention
 from harken.lm.llama import Attend, LlamaLayers, real_tokens
 
 PREFILL_TOKENS = 1024
@@ -54,7 +54,7 @@ class LlamaDecoder:
         self.padding = self.length - torch.tensor(lengths, device=layers.device)
         self.rotations = layers.rotations(torch.arange(self.limit, device=layers.device))
         shape = (count * n, layers.key_heads, self._room(), layers.width)
-        self.keys, self.values = ([self._memory(shape) for _ in range(self.num_layers)] for _ in range(2))
+        self.memory = [self._memory(shape) for _ in range(self.num_layers)]
         states = torch.empty(count, layers.hidden_size, dtype=layers.dtype, device=layers.device)
         self._bind()
         lower = states.new_zeros(count, self.length, layers.hidden_size) if len(self.parts) > 1 else None
@@ -78,9 +78,9 @@ class LlamaDecoder:
         def attend(number: int, heads: Tensor) -> Tensor:
             queries, keys, values = layers.split(heads)
             if self.kernels is not None:
-                memory = self.keys[number], self.values[number]
+                memory = self.memory[number].unbind()
                 return self.kernels.attend_step((queries, keys, values), memory, self.padding, here, layers.scale)
-            seen, read = self.keys[number][:rows], self.values[number][:rows]
+            seen, read = self.memory[number][:, :rows]
             seen[:, :, here], read[:, :, here] = keys, values
             # Query heads that share a key head are side by side: (rows x key heads, groups, width).
             grouped = (queries * layers.scale).reshape(-1, layers.groups, layers.width)
@@ -102,8 +102,8 @@ class LlamaDecoder:
         moved = [(place, row) for place, row in enumerate(rows) if place != row]
         if moved:
             places, sources = torch.tensor(moved, device=self.padding.device).T
-            for memory in (*self.keys, *self.values):
-                memory[places, :, : self.length] = memory[sources, :, : self.length]
+            for memory in self.memory:
+                memory[:, places, :, : self.length] = memory[:, sources, :, : self.length]
         self._set_padding(self.padding[torch.tensor(rows, device=self.padding.device)])
 
     def _through_layers(self, tokens: Tensor, positions: Tensor, through: Through) -> Tensor:
@@ -121,32 +121,33 @@ class LlamaDecoder:
         for layers, compiled in self.parts:
             if compiled is not None:
                 own = slice(layers.first, layers.first + len(layers.layers))
-                compiled.bind(self.keys[own], self.values[own])
+                compiled.bind(self.memory[own])
 
     def _room(self) -> int:
         """Return how many positions the memory should hold now."""
         return min(self.limit, self.length + GROWTH)
 
     def _memory(self, shape: tuple[int, ...]) -> Tensor:
+        """Return memory for a layer's keys and values, (2, *shape)."""
         # torch's products read all of it, and 0 x what happens to lie there may be NaN.
-        take = torch.zeros if self.kernels is None else torch.empty
-        return take(shape, dtype=self.layers.dtype, device=self.layers.device)
+        if self.layers.device.type == "cpu":
+            return empty_in_large_pages((2, *shape), self.layers.dtype)
+        return torch.zeros(2, *shape, dtype=self.layers.dtype, device=self.layers.device)
 
     def _grow(self) -> None:
         """Make room for further positions, of the rows that are left."""
         rows = len(self.padding)
-        for memory in (self.keys, self.values):
-            for number, filled in enumerate(memory):
-                _, heads, room, width = filled.shape
-                memory[number] = self._memory((rows, heads, self._room(), width))
-                memory[number][:, :, :room] = filled[:rows]
+        for number, filled in enumerate(self.memory):
+            _, _, heads, room, width = filled.shape
+            self.memory[number] = self._memory((rows, heads, self._room(), width))
+            self.memory[number][:, :, :, :room] = filled[:, :rows]
         self._bind()
         self._set_padding(self.padding)
 
     def _set_padding(self, padding: Tensor) -> None:
         """Remember where each row begins, and what it may not read: (R, 1, room), -inf there and 0 elsewhere."""
         self.padding = padding
-        steps = torch.arange(self.keys[0].shape[2], device=padding.device)
+        steps = torch.arange(self.memory[0].shape[3], device=padding.device)
         is_hidden = ((steps < padding[:, None]) | (steps >= self.length))[:, None]
         self.hiding = torch.zeros_like(is_hidden, dtype=self.layers.dtype).masked_fill_(is_hidden, -torch.inf)
 
@@ -163,8 +164,8 @@ class LlamaDecoder:
 
         def attend(number: int, heads: Tensor) -> Tensor:
             _, keys, values = self.layers.split(heads)
-            for memory, part in ((self.keys, keys), (self.values, values)):
-                memory[number][copies, :, columns] = part.repeat_interleave(n, dim=0)
+            for memory, part in zip(self.memory[number], (keys, values), strict=True):
+                memory[copies, :, columns] = part.repeat_interleave(n, dim=0)
             return tokens.attend(number, heads)
 
         def through(part: Part, x: Tensor, rotations: Rotations) -> Tensor:

@@ -7,11 +7,15 @@ its callers then use torch. `HARKEN_KERNELS=0` turns it off, `CC` names another 
 
 import ctypes
 import hashlib
+import math
+import mmap
 import os
 import shutil
 import stat
 import subprocess
 import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -171,11 +175,12 @@ class Kernels:
         _check(self.library.attend_spans_backward(*self._pointers(grad), *pointers, *others, *sizes), rows)
         return out
 
-    def tiles(self, weight: Tensor) -> Tensor:
-        """Return a copy of a weight (out, in) in tiles, for `multiply`: (out / 32, in / 32, 2, 16, 32)."""
+    def tiles(self, weight: Tensor, out: Tensor | None = None) -> Tensor:
+        """Return a copy of a weight (out, in) in tiles, for `multiply`: (out / 32, in / 32, 2, 16, 32), perhaps in `out`."""
         weight, (outputs, inputs) = weight.contiguous(), weight.shape
         assert outputs % SIDE == inputs % SIDE == 0, weight.shape
-        out = torch.empty(outputs // SIDE, inputs // SIDE, 2, SIDE // 2, SIDE, dtype=weight.dtype)
+        shape = (outputs // SIDE, inputs // SIDE, 2, SIDE // 2, SIDE)
+        out = torch.empty(shape, dtype=weight.dtype) if out is None else out.view(shape)
         self.library.lay_tiles(*self._pointers(weight, out), outputs, inputs, torch.get_num_threads())
         return out
 
@@ -216,6 +221,19 @@ def _span_pointer(spans: Tensor, tokens: int) -> int:
 def _check(failed: int, positions: int) -> None:
     if failed:
         raise MemoryError(f"no memory for the attention of {positions} positions")
+
+
+def empty_in_large_pages(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Return zeros on the CPU, in larger pages where the system has them.
+
+    What is read from memory once a step otherwise waits for the places of its small pages too.
+    """
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.zeros(shape, dtype=dtype)
+    memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):  # a kernel without them
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=dtype).view(shape)
 
 
 def find(dtype: torch.dtype, device: torch.device, size: int) -> Kernels | None:

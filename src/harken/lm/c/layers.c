@@ -69,38 +69,24 @@ void lay_tiles(const real *weight, real *out, long outputs, long inputs, int thr
     }
 }
 
-/* Add to the sums of a block, tiles 0 to 3. x: 32 rows (inputs); weight: of 32 outputs, in tiles; meanwhile `lines` x 64
- * bytes from `ahead` on are asked for with each pair of tiles. */
-INLINE void multiply(const real *x, const real *weight, long inputs, const char *ahead, long lines) {
-  for (long part = 0; part < inputs / SIDE; part++, x += SIDE, weight += 2 * TILE) {
-    for (long line = 0; line < lines; line++, ahead += LINE) _mm_prefetch(ahead, _MM_HINT_T1);
-    _tile_loadd(4, x, inputs * (long)sizeof(real));
-    _tile_loadd(6, weight, LINE);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_loadd(7, weight + TILE, LINE);
-    _tile_dpbf16ps(1, 4, 7);
-    _tile_loadd(5, x + LANES * inputs, inputs * (long)sizeof(real));
-    _tile_dpbf16ps(2, 5, 6);
-    _tile_dpbf16ps(3, 5, 7);
-  }
-}
-
-/* What becomes of a block's sums. */
+/* What becomes of a product's sums. */
 typedef struct {
   real *out;         /* (rows, outputs), or (rows, outputs / 2) where gated */
   const real *added; /* (rows, outputs), may be `out`; NULL = nothing */
   int gated;         /* each block has 16 gates and 16 ups: silu(gate) * up is kept */
 } target;
 
-INLINE void keep_sums(const target *to, long row, long count, long outputs, long block) {
+/* The sums of a block that are not kept yet: this is done while the tiles of the next one are multiplied. */
+typedef struct {
   float sums[SIDE * SIDE] __attribute__((aligned(LINE)));
-  _tile_stored(0, sums, SIDE * (long)sizeof(float));
-  _tile_stored(1, sums + LANES, SIDE * (long)sizeof(float));
-  _tile_stored(2, sums + LANES * SIDE, SIDE * (long)sizeof(float));
-  _tile_stored(3, sums + LANES * SIDE + LANES, SIDE * (long)sizeof(float));
-  for (long i = 0; i < count; i++) {
-    vec first = get(sums + i * SIDE), second = get(sums + i * SIDE + LANES);
-    long place = (row + i) * outputs + block * SIDE;
+  long first, next, count; /* number in `out` of the first; rows that are kept, and all */
+} waiting;
+
+INLINE void keep_rows(waiting *sums, const target *to, long outputs, long rows) {
+  long stop = sums->next + rows < sums->count ? sums->next + rows : sums->count;
+  for (; sums->next < stop; sums->next++) {
+    vec first = get(sums->sums + sums->next * SIDE), second = get(sums->sums + sums->next * SIDE + LANES);
+    long place = sums->first + sums->next * outputs;
     if (to->gated) {
       store(to->out + place / 2, first * sigmoid(first) * second);
       continue;
@@ -114,13 +100,38 @@ INLINE void keep_sums(const target *to, long row, long count, long outputs, long
   }
 }
 
+INLINE void store_tiles(waiting *sums, long first, long count) {
+  const long stride = SIDE * (long)sizeof(float);
+  _tile_stored(0, sums->sums, stride);
+  _tile_stored(1, sums->sums + LANES, stride);
+  _tile_stored(2, sums->sums + LANES * SIDE, stride);
+  _tile_stored(3, sums->sums + LANES * SIDE + LANES, stride);
+  sums->first = first;
+  sums->next = 0;
+  sums->count = count;
+}
+
+/* Add to a block, tiles 0 to 3. x: 32 rows (inputs); weight: of 32 outputs, in tiles. */
+INLINE void multiply_tile(const real *x, const real *weight, long inputs) {
+  const long stride = inputs * (long)sizeof(real);
+  _tile_loadd(4, x, stride);
+  _tile_loadd(6, weight, LINE);
+  _tile_dpbf16ps(0, 4, 6);
+  _tile_loadd(7, weight + TILE, LINE);
+  _tile_dpbf16ps(1, 4, 7);
+  _tile_loadd(5, x + LANES * inputs, stride);
+  _tile_dpbf16ps(2, 5, 6);
+  _tile_dpbf16ps(3, 5, 7);
+}
+
 static long share_of(long blocks, long share, long shares) { return blocks * share / shares; }
 
 /* A thread's share of the outputs. x: (rows up to a multiple of 32, inputs); between: likewise (ranks), what the adapters
  * made of x; next: the product that follows, whose weight is asked for at the end, or NULL. */
 static void project_share(const projection *p, const projection *next, const real *x, const real *between,
                           const target *to, long rows, long share, long shares) {
-  long blocks = p->outputs / SIDE, end = share_of(blocks, share + 1, shares);
+  long blocks = p->outputs / SIDE, end = share_of(blocks, share + 1, shares), parts = p->inputs / SIDE;
+  waiting sums = {.count = 0};
   for (long begin = 0; begin < rows; begin += CHUNK) {
     long stop = rows - begin < CHUNK ? rows : begin + CHUNK, strips = (stop - begin + SIDE - 1) / SIDE;
     for (long group = share_of(blocks, share, shares); group < end; group += GROUP) {
@@ -130,17 +141,25 @@ static void project_share(const projection *p, const projection *next, const rea
         ahead = (const char *)(next->weight + share_of(next->outputs / SIDE, share, shares) * SIDE * next->inputs);
       long lines = SIDE / strips; /* so that all strips together ask for as much as they read */
       for (long row = begin; row < stop; row += SIDE)
-        for (long block = group; block < after; block++, ahead += p->inputs / SIDE * lines * LINE) {
+        for (long block = group; block < after; block++) {
+          const real *weight = p->weight + block * SIDE * p->inputs;
           _tile_zero(0);
           _tile_zero(1);
           _tile_zero(2);
           _tile_zero(3);
-          multiply(x + row * p->inputs, p->weight + block * SIDE * p->inputs, p->inputs, ahead, lines);
-          if (p->ranks) multiply(between + row * p->ranks, p->up + block * SIDE * p->ranks, p->ranks, NULL, 0);
-          keep_sums(to, row, stop - row < SIDE ? stop - row : SIDE, p->outputs, block);
+          for (long part = 0; part < parts; part++) {
+            for (long line = 0; line < lines; line++, ahead += LINE) _mm_prefetch(ahead, _MM_HINT_T1);
+            multiply_tile(x + row * p->inputs + part * SIDE, weight + part * 2 * TILE, p->inputs);
+            keep_rows(&sums, to, p->outputs, 2);
+          }
+          for (long part = 0; part < p->ranks / SIDE; part++)
+            multiply_tile(between + row * p->ranks + part * SIDE, p->up + (block * p->ranks + part * SIDE) * SIDE, p->ranks);
+          keep_rows(&sums, to, p->outputs, SIDE);
+          store_tiles(&sums, row * p->outputs + block * SIDE, stop - row < SIDE ? stop - row : SIDE);
         }
     }
   }
+  keep_rows(&sums, to, p->outputs, SIDE);
 }
 
 /* A team's product; arguments as of `project_share`. */
