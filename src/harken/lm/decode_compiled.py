@@ -184,19 +184,15 @@ class CompiledLayers:
     def _projection(self, part: Projection, *, is_gated: bool = False) -> _Projection:
         outputs, inputs = part.weight.shape
         out, self._free = self._free.tensor_split([part.weight.numel()])
-        made = _Projection(weight=self._tiles(part.weight, out, is_gated), inputs=inputs, outputs=outputs)
+        tiles = self._kernels.tiles
+        weight = self._address(tiles(part.weight.detach(), out, is_gated=is_gated))
+        made = _Projection(weight=weight, inputs=inputs, outputs=outputs)
         if part.down is not None and part.up is not None:
             missing = -len(part.down) % SIDE
             made.ranks = len(part.down) + missing
-            made.down = self._tiles(functional.pad(part.down, (0, 0, 0, missing)))
-            made.up = self._tiles(functional.pad(part.up.T, (0, missing)), None, is_gated)
+            made.down = self._address(tiles(functional.pad(part.down, (0, 0, 0, missing))))
+            made.up = self._address(tiles(functional.pad(part.up.T, (0, missing)), is_gated=is_gated))
         return made
-
-    def _tiles(self, weight: Tensor, out: Tensor | None = None, is_gated: bool = False) -> int:
-        weight = weight.detach()
-        if is_gated:  # each block of outputs gets as many gates as ups
-            weight = weight.unflatten(0, (2, -1, LANES)).transpose(0, 1).flatten(0, 2)
-        return self._address(self._kernels.tiles(weight, out))
 
     def _address(self, tensor: Tensor) -> int:
         self._kept.append(tensor)

@@ -46,7 +46,7 @@ PARAMETERS = {
     "attend_spans_backward": (*[_POINTER] * 4, _LONG, _POINTER, _LONG, _POINTER, *[_LONG] * 3, _FLOAT, _INT),
 }
 TILE_PARAMETERS = {
-    "lay_tiles": (*[_POINTER] * 2, *[_LONG] * 2, _INT),
+    "lay_tiles": (*[_POINTER] * 2, *[_LONG] * 2, *[_INT] * 2),
     "multiply_tiles": (*[_POINTER] * 3, *[_LONG] * 3, _INT),
     "through_layers": (_POINTER, _LONG, *[_POINTER] * 2, _INT),
 }
@@ -175,13 +175,17 @@ class Kernels:
         _check(self.library.attend_spans_backward(*self._pointers(grad), *pointers, *others, *sizes), rows)
         return out
 
-    def tiles(self, weight: Tensor, out: Tensor | None = None) -> Tensor:
-        """Return a copy of a weight (out, in) in tiles, for `multiply`: (out / 32, in / 32, 2, 16, 32), perhaps in `out`."""
+    def tiles(self, weight: Tensor, out: Tensor | None = None, *, is_gated: bool = False) -> Tensor:
+        """Return a copy of a weight (out, in) in tiles, for `multiply`: (out / 32, in / 32, 2, 16, 32), perhaps in `out`.
+
+        With `is_gated` each block of 32 outputs has 16 of the first half and 16 of the second.
+        """
         weight, (outputs, inputs) = weight.contiguous(), weight.shape
         assert outputs % SIDE == inputs % SIDE == 0, weight.shape
         shape = (outputs // SIDE, inputs // SIDE, 2, SIDE // 2, SIDE)
-        out = torch.empty(shape, dtype=weight.dtype) if out is None else out.view(shape)
-        self.library.lay_tiles(*self._pointers(weight, out), outputs, inputs, torch.get_num_threads())
+        out = empty_in_large_pages(shape, weight.dtype) if out is None else out.view(shape)
+        sizes = (outputs, inputs, is_gated, torch.get_num_threads())
+        self.library.lay_tiles(*self._pointers(weight, out), *sizes)
         return out
 
     def multiply(self, x: Tensor, tiles: Tensor) -> Tensor:

@@ -22,26 +22,28 @@ INLINE void soften(float *scores, long tiles, long readable) {
   for (long at = 0; at < tiles * LANES; at += LANES) put(scores + at, get(scores + at) * inverse);
 }
 
-/* A tile of 16 positions of a memory (count, width) in fp32, zero beyond the last. The processor is told of the tile
- * after the next one, as it does not look beyond a page of memory by itself. */
-INLINE void load_tile(vec *tile, const real *memory, long count, long parts) {
-  const char *ahead = (const char *)(memory + 2 * LANES * parts * LANES);
-  for (long byte = 0; byte < LANES * parts * LANES * (long)sizeof(real); byte += 64) __builtin_prefetch(ahead + byte);
-  for (long at = 0; at < LANES; at++)
+/* A tile of 16 positions of a memory (count, width) in fp32, zero beyond the last. The processor is told of the tile after
+ * the next one, as it does not look beyond a page of memory by itself; at the end that is in the memory read `after`. */
+INLINE void load_tile(vec *tile, const real *memory, long at, long count, long parts, const real *after) {
+  const long size = LANES * parts * LANES, ahead = at / LANES + 2, tiles = tiles_of(count);
+  const char *wanted = (const char *)(ahead < tiles ? memory + ahead * size : after + (ahead - tiles) * size);
+  for (long byte = 0; byte < size * (long)sizeof(real); byte += 64) __builtin_prefetch(wanted + byte);
+  memory += at * parts * LANES;
+  for (long i = 0; i < LANES; i++)
     for (long part = 0; part < parts; part++)
-      tile[at * parts + part] = at < count ? load(memory + (at * parts + part) * LANES) : splat(0);
+      tile[i * parts + part] = at + i < count ? load(memory + (i * parts + part) * LANES) : splat(0);
 }
 
-/* Query heads that share keys and values (count, width), over all of those.
+/* Query heads that share keys and values (count, width), over all of those; `after`: the keys that are read next.
  * queries, out: (groups, width); scratch: room for 16 numbers more than (groups, count + width). */
-INLINE void read_memory(const real *queries, const real *keys, const real *values, float *scratch, real *out,
-                        long groups, long count, const long width, float scale) {
+INLINE void read_memory(const real *queries, const real *keys, const real *values, const real *after, float *scratch,
+                        real *out, long groups, long count, const long width, float scale) {
   const long parts = width / LANES;
   long tiles = tiles_of(count);
   vec tile[WIDEST], query[WIDEST / LANES], dots[LANES];
   float *sums = scratch + groups * tiles * LANES;
   for (long at = 0; at < tiles * LANES; at += LANES) {
-    load_tile(tile, keys + at * width, count - at, parts);
+    load_tile(tile, keys, at, count, parts, values);
     for (long group = 0; group < groups; group++) {
       for (long part = 0; part < parts; part++) query[part] = load(queries + group * width + part * LANES);
       for (int i = 0; i < LANES; i++) {
@@ -54,7 +56,7 @@ INLINE void read_memory(const real *queries, const real *keys, const real *value
   memset(sums, 0, (size_t)(groups * width) * sizeof(float));
   for (long group = 0; group < groups; group++) soften(scratch + group * tiles * LANES, tiles, count);
   for (long at = 0; at < tiles * LANES; at += LANES) {
-    load_tile(tile, values + at * width, count - at, parts);
+    load_tile(tile, values, at, count, parts, after);
     for (long group = 0; group < groups; group++) {
       const float *weights = scratch + group * tiles * LANES + at;
       vec sum[WIDEST / LANES];
@@ -82,12 +84,16 @@ int read_rows(const real *queries, const real *keys, const real *values, long st
     const real *query = queries + row * stride + head * groups * width;
     real *to = out + (row * heads + head * groups) * width;
     long first = starts[row] * width, count = here + 1 - starts[row];
+    long next = task + 1 < rows * key_heads ? task + 1 : task;
+    const real *after = all_keys + (next * room + starts[next / key_heads]) * width;
+    own_keys += first;
+    own_values += first;
     if (width == 64) /* a width that is known to the compiler stays in registers */
-      read_memory(query, own_keys + first, own_values + first, scratch, to, groups, count, 64, scale);
+      read_memory(query, own_keys, own_values, after, scratch, to, groups, count, 64, scale);
     else if (width == 128)
-      read_memory(query, own_keys + first, own_values + first, scratch, to, groups, count, 128, scale);
+      read_memory(query, own_keys, own_values, after, scratch, to, groups, count, 128, scale);
     else
-      read_memory(query, own_keys + first, own_values + first, scratch, to, groups, count, width, scale);
+      read_memory(query, own_keys, own_values, after, scratch, to, groups, count, width, scale);
   }
   free(scratch);
   return scratch == NULL;

@@ -57,16 +57,19 @@ static void configure(void) {
   _tile_loadconfig(&config);
 }
 
-/* weight: (outputs, inputs); out: blocks (outputs / 32, inputs / 32, 2 tiles, 16 pairs of inputs, 16 outputs, 2). */
-void lay_tiles(const real *weight, real *out, long outputs, long inputs, int threads) {
+/* weight: (outputs, inputs); out: blocks (outputs / 32, inputs / 32, 2 tiles, 16 pairs of inputs, 16 outputs, 2). With
+ * `gated` the first tile of each block is of the first half of the outputs, the second of the other. */
+void lay_tiles(const real *weight, real *out, long outputs, long inputs, int gated, int threads) {
 #pragma omp parallel for num_threads(workers(outputs * inputs, threads))
-  for (long tile = 0; tile < outputs / LANES; tile++)
+  for (long tile = 0; tile < outputs / LANES; tile++) {
+    long first = gated ? tile / 2 * LANES + tile % 2 * (outputs / 2) : tile * LANES;
     for (long part = 0; part < inputs / SIDE; part++) {
       vec pairs[LANES];
-      for (int i = 0; i < LANES; i++) memcpy(pairs + i, weight + (tile * LANES + i) * inputs + part * SIDE, sizeof(vec));
+      for (int i = 0; i < LANES; i++) memcpy(pairs + i, weight + (first + i) * inputs + part * SIDE, sizeof(vec));
       transpose(pairs);
       memcpy(out + ((tile / 2 * (inputs / SIDE) + part) * 2 + tile % 2) * TILE, pairs, sizeof pairs);
     }
+  }
 }
 
 /* What becomes of a product's sums. */
