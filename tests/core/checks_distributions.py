@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -133,7 +134,7 @@ def check_inverse_cdf(module: ModuleType) -> None:
     uniforms = torch.tensor([0.0, 0.2499, 0.25, 0.9, 1 - 2**-53], dtype=torch.float64)
     drawn = module.inverse_cdf_sample(logprobs.expand(5, -1), uniforms)
     close(drawn, [1, 1, 3, 3, 3])
-    # The smallest positive number times .9 rounds up to itself, so nothing lies past it.
+    # One token with the smallest positive mass.
     edge = torch.tensor([[-math.inf, math.log(5e-324), -math.inf]], dtype=torch.float64)
     close(module.inverse_cdf_sample(edge, torch.tensor([0.9])), [1])
     # Masses need not add up to 1: scaling all of them changes nothing.
@@ -163,6 +164,30 @@ def check_draw_tokens(module: ModuleType) -> None:
         close(tokens, [0, 0, 2, 2, 3, 3])
         close(logprobs.exp(), [0.2, 0.2, 0.3, 0.3, 0.5, 0.5])
         close(entropies, [-sum(chance * math.log(chance) for chance in (0.2, 0.3, 0.5))] * 6)
+    # Chances in blocks of 128: 1/8 at 5, none in the second, 1/2 at 256 and 3/8 at 299, the last.
+    wide = torch.zeros(4, 300, dtype=torch.float64)
+    wide[:, [5, 256, 299]] = torch.tensor([1 / 8, 1 / 2, 3 / 8], dtype=torch.float64)
+    uniforms = torch.tensor([0.12, 0.13, 0.624, 0.626], dtype=torch.float64)
+    options["temperature"] = 1.0
+    for rows in (4, 1):
+        parts = [slice(start, start + rows) for start in range(0, 4, rows)]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, "rows_in_cache", lambda _, parts=parts: parts)
+            tokens, logprobs, entropies = module.draw_tokens(wide.log() - 2, uniforms, **options)
+        close(tokens, [5, 256, 256, 299])
+        close(logprobs.exp(), [1 / 8, 1 / 2, 1 / 2, 3 / 8])
+        close(entropies, [-sum(chance * math.log(chance) for chance in (1 / 8, 1 / 2, 3 / 8))] * 4)
+    # Whoever sums the blocks may round otherwise: what lies past all masses is the last token that has one.
+    flat = torch.tensor([[0.5, 0.5, 0.0]]).log()
+
+    def more(*arguments: Any, **options: Any) -> Any:
+        found = module.sum_blocks(*arguments, **options)
+        return found._replace(mass=found.mass * 1.01)
+
+    edge = torch.tensor([0.9999])
+    close(module.draw_tokens(flat, edge, temperature=1.0, top_k=0, top_p=1.0, sum_blocks=more).tokens, [1])
+    uniforms = torch.tensor([0.0, 0.199, 0.201, 0.499, 0.501, 0.9], dtype=torch.float64)
+    options["temperature"] = 2.0
     # The two likeliest, by number or by mass: .3 and .5 become 3/8 and 5/8.
     for truncated in ({"top_k": 2}, {"top_p": 0.6}):
         tokens, logprobs, entropies = module.draw_tokens(logits.expand(6, -1), uniforms, **{**options, **truncated})

@@ -92,7 +92,7 @@ def inverse_cdf_sample(logprobs_NV: Tensor, uniforms_N: Tensor) -> Tensor:
 
 
 class Blocks(NamedTuple):
-    """What each row's B blocks of BLOCK tokens hold, the last perhaps fewer; a logit here is one over the temperature."""
+    """What each row's B blocks of BLOCK tokens hold, the last perhaps fewer; logits are those over the temperature."""
 
     largest: Tensor
     """(N, B) fp32 (fp64 for fp64 logits), the largest logit; -inf where none is finite."""
@@ -212,7 +212,7 @@ def _first_past(mass_NK: Tensor, target_N: Tensor) -> tuple[Tensor, Tensor]:
     has_mass = mass_NK > 0
     is_past = has_mass & (cumulative > target_N[:, None])
     last_with_mass = mass_NK.shape[-1] - 1 - has_mass.flip(-1).int().argmax(dim=-1)
-    # The target may round up to the total, which no cumulative mass exceeds.
+    # The target may round up to the total, or the blocks were summed with other rounding: nothing exceeds it then.
     index = torch.where(is_past.any(dim=-1), is_past.int().argmax(dim=-1), last_with_mass)
     return index, (cumulative - mass_NK).gather(1, index[:, None]).squeeze(1)
 

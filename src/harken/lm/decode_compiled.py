@@ -1,6 +1,7 @@
-"""The layers of a model built like llama in one call of `lm.kernels`, for decoding where products are in tiles (AMX).
+"""The layers of a model built like llama in one call of `lm.kernels`, for decoding in bf16.
 
-Between its few operations a decoding step otherwise waits for Python and for threads to wake, as long as a fourth of it.
+Between its many small operations a decoding step otherwise waits for Python and for threads to wake, a fourth of its
+time; and its products wait for weights that could have been asked for before.
 """
 
 import ctypes
@@ -57,7 +58,7 @@ class _Input(ctypes.Structure):
 def find_compiled(layers: LlamaLayers) -> Kernels | None:
     """Return what computes such layers in one call; None = call them."""
     found = find_attention(layers.dtype, layers.device, layers.width)
-    fits = found is not None and found.has_tiles and layers.width % (2 * LANES) == 0
+    fits = found is not None and found.has_units and layers.width % (2 * LANES) == 0
     return found if fits and all(_fits(layer) for layer in layers.layers) else None
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from harken.lm.batch import Batch, Tokens, microbatches, pad
 from harken.lm.decode_compiled import CompiledLayers, Rotations, find_compiled
 from harken.lm.kernels import empty_in_large_pages, find_attention
-from harken.lm.llama import Attend, LlamaLayers, real_tokens
+from harken.lm.llama import LlamaLayers, real_tokens
 
 PREFILL_TOKENS = 1024
 """Prompt tokens read in one pass; larger ones leave the processor's cache."""
@@ -78,8 +78,8 @@ class LlamaDecoder:
         def attend(number: int, heads: Tensor) -> Tensor:
             queries, keys, values = layers.split(heads)
             if self.kernels is not None:
-                memory = self.memory[number].unbind()
-                return self.kernels.attend_step((queries, keys, values), memory, self.padding, here, layers.scale)
+                parts = queries, keys, values
+                return self.kernels.attend_step(parts, self.memory[number], self.padding, here, layers.scale)
             seen, read = self.memory[number][:, :rows]
             seen[:, :, here], read[:, :, here] = keys, values
             # Query heads that share a key head are side by side: (rows x key heads, groups, width).
@@ -160,7 +160,7 @@ class LlamaDecoder:
         row = rows[tokens.places // tokens.shape[1]]
         column = tokens.positions + self.padding[row]
         copies = (row[:, None] * n + torch.arange(n, device=row.device)).flatten()
-        columns, spans = column.repeat_interleave(n), batch.spans()
+        columns = column.repeat_interleave(n)
 
         def attend(number: int, heads: Tensor) -> Tensor:
             _, keys, values = self.layers.split(heads)
@@ -171,7 +171,7 @@ class LlamaDecoder:
         def through(part: Part, x: Tensor, rotations: Rotations) -> Tensor:
             layers, compiled = part
             if compiled is not None:
-                return compiled.read(x, rotations, spans, (row, column), n)
+                return compiled.read(x, rotations, batch.spans(), (row, column), n)
             return layers(x, rotations, attend)
 
         states = self._through_layers(tokens.ids, tokens.positions, through)

@@ -28,10 +28,10 @@ from harken.core.drawing import BLOCK, Blocks
 SOURCES = Path(__file__).with_name("c")
 LANES, WIDEST = 16, 256
 """As in the sources: sizes of rows and heads are multiples of the first, a head is no wider than the second."""
-FLAGS = ("-std=gnu11", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared")
+FLAGS = ("-std=gnu11", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared", "-Wno-psabi")
 DEFINES = {torch.float32: (), torch.bfloat16: ("-DBF16",)}
 COMPILE_S = 60
-"""Seconds until a compiler that does not answer is left alone; it takes about half of one."""
+"""Seconds until a compiler that does not answer is left alone; it takes three, or ten without AVX-512."""
 
 _POINTER, _LONG, _FLOAT, _INT = ctypes.c_void_p, ctypes.c_long, ctypes.c_float, ctypes.c_int
 PARAMETERS = {
@@ -63,9 +63,9 @@ class Kernels:
     def __init__(self, library: ctypes.CDLL, dtype: torch.dtype) -> None:
         """Take the library."""
         self.library, self.dtype = library, dtype
-        self.has_tiles = bool(library.has_tiles())
-        """Whether this processor multiplies tiles of numbers of this type."""
-        for name, parameters in (PARAMETERS | (TILE_PARAMETERS if self.has_tiles else {})).items():
+        self.has_units = bool(library.has_units())
+        """Whether this processor has units for products of this type, which it takes for weights in tiles."""
+        for name, parameters in (PARAMETERS | TILE_PARAMETERS if dtype == torch.bfloat16 else PARAMETERS).items():
             getattr(library, name).argtypes = parameters
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -120,17 +120,17 @@ class Kernels:
         """Return what `core.drawing.sum_blocks` does, of logits (N, V), in one pass."""
         del with_entropy  # costs nothing
         logits, (rows, size) = logits.contiguous(), logits.shape
-        found = Blocks(*(torch.empty(rows, -(-size // BLOCK), dtype=torch.float32) for _ in range(3)))
-        outs = [part.data_ptr() for part in found]
+        sums = [torch.empty(rows, -(-size // BLOCK), dtype=torch.float32) for _ in range(3)]
+        outs = [part.data_ptr() for part in sums]
         self.library.sum_blocks(*self._pointers(logits), temperature, *outs, rows, size, torch.get_num_threads())
-        return found
+        return Blocks(*sums)
 
-    def attend_step(self, new: Heads, memory: tuple[Tensor, Tensor], starts: Tensor, here: int, scale: float) -> Tensor:
+    def attend_step(self, new: Heads, memory: Tensor, starts: Tensor, here: int, scale: float) -> Tensor:
         """Append a position to the memory of keys and values, and attend from it.
 
         Args:
             new: queries (R, heads, D), keys and values (R, key heads, D), views of one (R, heads + 2 key heads, D).
-            memory: keys and values (at least R, key heads, room, D).
+            memory: keys and values (2, at least R, key heads, room, D).
             starts: (R,) long, the first position that each row may read, at most `here`.
             here: the position, below `room`.
             scale: of the scores.
@@ -138,8 +138,8 @@ class Kernels:
         Returns: (R, heads x D).
         """
         pointers, (rows, heads, key_heads, width) = self._views(new)
-        room = memory[0].shape[2]
-        assert len(memory[0]) >= rows
+        room = memory.shape[3]
+        assert memory.shape[1] >= rows
         assert here < room
         assert (starts.dtype, starts.shape) == (torch.long, (rows,))
         starts, out = starts.contiguous(), torch.empty(rows, heads * width, dtype=self.dtype)
@@ -176,9 +176,10 @@ class Kernels:
         return out
 
     def tiles(self, weight: Tensor, out: Tensor | None = None, *, is_gated: bool = False) -> Tensor:
-        """Return a copy of a weight (out, in) in tiles, for `multiply`: (out / 32, in / 32, 2, 16, 32), perhaps in `out`.
+        """Return a copy of a weight (out, in) in tiles, for `multiply`: (out / 32, in / 32, 2, 16, 32).
 
-        With `is_gated` each block of 32 outputs has 16 of the first half and 16 of the second.
+        It is in `out` where that is given, of as many numbers. With `is_gated` each block of 32 outputs has 16 of the
+        first half and 16 of the second.
         """
         weight, (outputs, inputs) = weight.contiguous(), weight.shape
         assert outputs % SIDE == inputs % SIDE == 0, weight.shape
@@ -249,7 +250,7 @@ def find_tiles(weight: Tensor) -> Kernels | None:
     """Return what multiplies by a weight (out, in) in tiles; None = use torch."""
     fits = all(size % SIDE == 0 for size in weight.shape)
     found = find(weight.dtype, weight.device, SIDE) if fits else None
-    return found if found is not None and found.has_tiles else None
+    return found if found is not None and found.has_units else None
 
 
 def find_attention(dtype: torch.dtype, device: torch.device, width: int) -> Kernels | None:

@@ -182,7 +182,9 @@ def _decode(
             top_k=settings.top_k,
             top_p=settings.top_p,
             with_entropy=with_entropy,
-            sum_blocks=sum_blocks if (compiled := find(logits.dtype, logits.device, LANES)) is None else compiled.sum_blocks,
+            sum_blocks=sum_blocks
+            if (compiled := find(logits.dtype, logits.device, LANES)) is None
+            else compiled.sum_blocks,
         )
         goes_on = (~torch.isin(tokens, stop_ids)).tolist()
         for row, token, logprob in zip(alive, tokens.tolist(), logprobs.tolist(), strict=True):

@@ -1,14 +1,14 @@
 /* Layers of a model built like llama, one team of threads through all of them, for decoding: each reads what was just
- * written. Their products are in the AMX units of Intel's processors: bf16, summed in fp32.
+ * written. Their products are of bf16, summed in fp32, in the AMX units of Intel's processors where there are any.
  *
  * With the few rows of a decoding step a product takes as long as its weight takes to come from memory. So weights lie in
  * the order in which they are read, and while some outputs are computed the weights of the next ones are asked for. */
 #include "team.h"
 
-#if defined(BF16) && defined(__AMX_BF16__) && defined(__linux__)
+#ifdef BF16
+#ifdef __x86_64__
 #include <immintrin.h>
-#include <sys/syscall.h>
-#include <unistd.h>
+#endif
 
 #define SIDE 32    /* rows and outputs of a block: two tiles each */
 #define TILE 512   /* numbers of a tile: 16 rows of 32 */
@@ -45,10 +45,16 @@ typedef struct {
   long num_spans, copies;
 } input;
 
-/* Whether this process may use the units: Linux gives them on request (ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA). */
-int has_tiles(void) { return syscall(SYS_arch_prctl, 0x1023, 18) == 0; }
+/* --- A block: sums of 32 rows x 32 outputs. A thread calls `open_units` before and `close_units` after. */
 
-static void configure(void) {
+#if defined(__AMX_BF16__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+
+/* Whether this process may use the units: Linux gives them on request (ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA). */
+int has_units(void) { return syscall(SYS_arch_prctl, 0x1023, 18) == 0; }
+
+static void open_units(void) {
   static const struct {
     uint8_t palette, start, reserved[14];
     uint16_t bytes[16];
@@ -56,6 +62,91 @@ static void configure(void) {
   } config = {1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
   _tile_loadconfig(&config);
 }
+
+static void close_units(void) { _tile_release(); }
+
+typedef char block_sums; /* they are in tiles 0 to 3 */
+
+INLINE void clear(block_sums *sums) {
+  (void)sums;
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+}
+
+/* Add products over 32 inputs. x: 32 rows, `inputs` numbers apart; weight: of 32 outputs, two tiles. */
+INLINE void add_products(block_sums *sums, const real *x, const real *weight, long inputs) {
+  const long stride = inputs * (long)sizeof(real);
+  (void)sums;
+  _tile_loadd(4, x, stride);
+  _tile_loadd(6, weight, LINE);
+  _tile_dpbf16ps(0, 4, 6);
+  _tile_loadd(7, weight + TILE, LINE);
+  _tile_dpbf16ps(1, 4, 7);
+  _tile_loadd(5, x + LANES * inputs, stride);
+  _tile_dpbf16ps(2, 5, 6);
+  _tile_dpbf16ps(3, 5, 7);
+}
+
+INLINE void read_sums(const block_sums *sums, float *to) {
+  const long stride = SIDE * (long)sizeof(float);
+  (void)sums;
+  _tile_stored(0, to, stride);
+  _tile_stored(1, to + LANES, stride);
+  _tile_stored(2, to + LANES * SIDE, stride);
+  _tile_stored(3, to + LANES * SIDE + LANES, stride);
+}
+#else
+int has_units(void) {
+#ifdef __AVX512BF16__
+  return 1;
+#else
+  return 0;
+#endif
+}
+static void open_units(void) {}
+static void close_units(void) {}
+
+typedef vec block_sums[2 * SIDE];
+
+INLINE void clear(block_sums *sums) { memset(sums, 0, sizeof *sums); }
+
+/* The products of a pair of inputs with 16 outputs. */
+INLINE vec add_pair(vec sum, uint32_t x, vec weight) {
+  uvec pair = x - (uvec){0};
+#ifdef __AVX512BF16__
+  return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)pair, (__m512bh)weight);
+#else
+  uvec bits = (uvec)weight;
+  return sum + (vec)(pair << 16) * (vec)(bits << 16) + (vec)(pair & 0xffff0000) * (vec)(bits & 0xffff0000);
+#endif
+}
+
+/* Add products over 32 inputs. x: 32 rows, `inputs` numbers apart; weight: of 32 outputs, two tiles. */
+INLINE void add_products(block_sums *sums, const real *x, const real *weight, long inputs) {
+  for (int row = 0; row < SIDE; row += 8) { /* as many sums as a processor has room for */
+    vec some[16];
+    memcpy(some, *sums + 2 * row, sizeof some);
+    for (int pair = 0; pair < LANES; pair++) {
+      vec first, second;
+      memcpy(&first, weight + pair * SIDE, sizeof first);
+      memcpy(&second, weight + TILE + pair * SIDE, sizeof second);
+      for (int i = 0; i < 8; i++) {
+        uint32_t two;
+        memcpy(&two, x + (row + i) * inputs + 2 * pair, sizeof two);
+        some[2 * i] = add_pair(some[2 * i], two, first);
+        some[2 * i + 1] = add_pair(some[2 * i + 1], two, second);
+      }
+    }
+    memcpy(*sums + 2 * row, some, sizeof some);
+  }
+}
+
+INLINE void read_sums(const block_sums *sums, float *to) { memcpy(to, *sums, sizeof *sums); }
+#endif
+
+/* --- Products. */
 
 /* weight: (outputs, inputs); out: blocks (outputs / 32, inputs / 32, 2 tiles, 16 pairs of inputs, 16 outputs, 2). With
  * `gated` the first tile of each block is of the first half of the outputs, the second of the other. */
@@ -103,30 +194,6 @@ INLINE void keep_rows(waiting *sums, const target *to, long outputs, long rows) 
   }
 }
 
-INLINE void store_tiles(waiting *sums, long first, long count) {
-  const long stride = SIDE * (long)sizeof(float);
-  _tile_stored(0, sums->sums, stride);
-  _tile_stored(1, sums->sums + LANES, stride);
-  _tile_stored(2, sums->sums + LANES * SIDE, stride);
-  _tile_stored(3, sums->sums + LANES * SIDE + LANES, stride);
-  sums->first = first;
-  sums->next = 0;
-  sums->count = count;
-}
-
-/* Add to a block, tiles 0 to 3. x: 32 rows (inputs); weight: of 32 outputs, in tiles. */
-INLINE void multiply_tile(const real *x, const real *weight, long inputs) {
-  const long stride = inputs * (long)sizeof(real);
-  _tile_loadd(4, x, stride);
-  _tile_loadd(6, weight, LINE);
-  _tile_dpbf16ps(0, 4, 6);
-  _tile_loadd(7, weight + TILE, LINE);
-  _tile_dpbf16ps(1, 4, 7);
-  _tile_loadd(5, x + LANES * inputs, stride);
-  _tile_dpbf16ps(2, 5, 6);
-  _tile_dpbf16ps(3, 5, 7);
-}
-
 static long share_of(long blocks, long share, long shares) { return blocks * share / shares; }
 
 /* A thread's share of the outputs. x: (rows up to a multiple of 32, inputs); between: likewise (ranks), what the adapters
@@ -135,6 +202,7 @@ static void project_share(const projection *p, const projection *next, const rea
                           const target *to, long rows, long share, long shares) {
   long blocks = p->outputs / SIDE, end = share_of(blocks, share + 1, shares), parts = p->inputs / SIDE;
   waiting sums = {.count = 0};
+  block_sums now;
   for (long begin = 0; begin < rows; begin += CHUNK) {
     long stop = rows - begin < CHUNK ? rows : begin + CHUNK, strips = (stop - begin + SIDE - 1) / SIDE;
     for (long group = share_of(blocks, share, shares); group < end; group += GROUP) {
@@ -146,19 +214,20 @@ static void project_share(const projection *p, const projection *next, const rea
       for (long row = begin; row < stop; row += SIDE)
         for (long block = group; block < after; block++) {
           const real *weight = p->weight + block * SIDE * p->inputs;
-          _tile_zero(0);
-          _tile_zero(1);
-          _tile_zero(2);
-          _tile_zero(3);
+          clear(&now);
           for (long part = 0; part < parts; part++) {
-            for (long line = 0; line < lines; line++, ahead += LINE) _mm_prefetch(ahead, _MM_HINT_T1);
-            multiply_tile(x + row * p->inputs + part * SIDE, weight + part * 2 * TILE, p->inputs);
+            for (long line = 0; line < lines; line++, ahead += LINE) __builtin_prefetch(ahead, 0, 2);
+            add_products(&now, x + row * p->inputs + part * SIDE, weight + part * 2 * TILE, p->inputs);
             keep_rows(&sums, to, p->outputs, 2);
           }
           for (long part = 0; part < p->ranks / SIDE; part++)
-            multiply_tile(between + row * p->ranks + part * SIDE, p->up + (block * p->ranks + part * SIDE) * SIDE, p->ranks);
+            add_products(&now, between + row * p->ranks + part * SIDE, p->up + (block * p->ranks + part * SIDE) * SIDE,
+                         p->ranks);
           keep_rows(&sums, to, p->outputs, SIDE);
-          store_tiles(&sums, row * p->outputs + block * SIDE, stop - row < SIDE ? stop - row : SIDE);
+          read_sums(&now, sums.sums);
+          sums.first = row * p->outputs + block * SIDE;
+          sums.next = 0;
+          sums.count = stop - row < SIDE ? stop - row : SIDE;
         }
     }
   }
@@ -192,9 +261,9 @@ int multiply_tiles(const real *x, const real *weight, real *out, long rows, long
   }
 #pragma omp parallel num_threads(workers(inputs * outputs, threads))
   {
-    configure();
+    open_units();
     project(&p, NULL, whole ? whole : x, NULL, &to, rows, threads);
-    _tile_release();
+    close_units();
   }
   free(whole);
   return 0;
@@ -257,14 +326,14 @@ int through_layers(const layer *layers, long count, real *x, const input *in, in
   buffers b = {all + places[0], all + places[1], all + places[2], all + places[3], all + places[4]};
 #pragma omp parallel num_threads(workers(in->rows * in->hidden * in->inner, threads)) reduction(+ : failures)
   {
-    configure();
+    open_units();
     for (long i = 0; i < count; i++)
       failures += through_layer(layers + i, i + 1 < count ? layers + i + 1 : NULL, x, in, &b, positions, threads);
-    _tile_release();
+    close_units();
   }
   free(all);
   return failures > 0;
 }
 #else
-int has_tiles(void) { return 0; }
+int has_units(void) { return 0; }
 #endif
