@@ -22,58 +22,83 @@ INLINE void soften(float *scores, long tiles, long readable) {
   for (long at = 0; at < tiles * LANES; at += LANES) put(scores + at, get(scores + at) * inverse);
 }
 
-/* A tile of 16 positions of a memory (count, width) in fp32, zero beyond the last. The processor is told of the tile after
- * the next one, as it does not look beyond a page of memory by itself; at the end that is in the memory read `after`. */
-INLINE void load_tile(vec *tile, const real *memory, long at, long count, long parts, const real *after) {
-  const long size = LANES * parts * LANES, ahead = at / LANES + 2, tiles = tiles_of(count);
-  const char *wanted = (const char *)(ahead < tiles ? memory + ahead * size : after + (ahead - tiles) * size);
-  for (long byte = 0; byte < size * (long)sizeof(real); byte += 64) __builtin_prefetch(wanted + byte);
-  memory += at * parts * LANES;
-  for (long i = 0; i < LANES; i++)
-    for (long part = 0; part < parts; part++)
-      tile[i * parts + part] = at + i < count ? load(memory + (i * parts + part) * LANES) : splat(0);
+/* The processor is told of two rows of memory `AHEAD` rows before they are read, as it does not look beyond a page by
+ * itself; at the end of a memory (count, width) they are in the one that is read `after`. */
+#define AHEAD (2 * LANES)
+INLINE void ask_for(long row, const real *memory, long count, const real *after, const long width) {
+  const char *wanted = (const char *)(row < count ? memory + row * width : after + (row - count) * width);
+  for (long byte = 0; byte < width * (long)sizeof(real); byte += 64) __builtin_prefetch(wanted + byte);
+}
+
+/* A query times a key, not yet added up. */
+INLINE vec multiply(const vec *query, const real *key, const long width) {
+  vec dot = {0};
+#if defined(BF16) && defined(__AVX512BF16__)
+  for (long i = 0; i < width / (2 * LANES); i++) {
+    vec pairs;
+    memcpy(&pairs, key + i * 2 * LANES, sizeof pairs);
+    dot = (vec)_mm512_dpbf16_ps((__m512)dot, (__m512bh)query[i], (__m512bh)pairs);
+  }
+  if (width % (2 * LANES)) dot += query[WIDEST / LANES] * load(key + width - LANES);
+#else
+  for (long i = 0; i < width / LANES; i++) dot += query[i] * load(key + i * LANES);
+#endif
+  return dot;
+}
+
+/* A query as `multiply` takes it. */
+INLINE void load_query(vec *query, const real *from, const long width) {
+#if defined(BF16) && defined(__AVX512BF16__)
+  memcpy(query, from, (size_t)(width / (2 * LANES)) * sizeof(vec));
+  if (width % (2 * LANES)) query[WIDEST / LANES] = load(from + width - LANES);
+#else
+  for (long i = 0; i < width / LANES; i++) query[i] = load(from + i * LANES);
+#endif
+}
+
+/* What some query heads take of values (count, width), with weights `row` numbers apart; out: (some, width). */
+INLINE void mix_values(const float *weights, long row, const real *values, long count, const real *after, real *out,
+                       const long some, const long width) {
+  vec sums[3 * WIDEST / LANES];
+  for (long i = 0; i < some * width / LANES; i++) sums[i] = splat(0);
+  for (long at = 0; at < count; at++) {
+    ask_for(at + AHEAD, values, count, after, width);
+    for (long part = 0; part < width / LANES; part++) {
+      vec value = load(values + at * width + part * LANES);
+      for (long i = 0; i < some; i++) sums[i * (width / LANES) + part] += weights[i * row + at] * value;
+    }
+  }
+  for (long i = 0; i < some * width / LANES; i++) store(out + i * LANES, sums[i]);
 }
 
 /* Query heads that share keys and values (count, width), over all of those; `after`: the keys that are read next.
- * queries, out: (groups, width); scratch: room for 16 numbers more than (groups, count + width). */
-INLINE void read_memory(const real *queries, const real *keys, const real *values, const real *after, float *scratch,
+ * queries, out: (groups, width); scores: room for (groups, count + 15). */
+INLINE void read_memory(const real *queries, const real *keys, const real *values, const real *after, float *scores,
                         real *out, long groups, long count, const long width, float scale) {
-  const long parts = width / LANES;
-  long tiles = tiles_of(count);
-  vec tile[WIDEST], query[WIDEST / LANES], dots[LANES];
-  float *sums = scratch + groups * tiles * LANES;
-  for (long at = 0; at < tiles * LANES; at += LANES) {
-    load_tile(tile, keys, at, count, parts, values);
+  long tiles = tiles_of(count), row = tiles * LANES;
+  for (long at = 0; at < row; at += LANES) {
+    for (long i = 0; i < LANES; i++) ask_for(at + i + AHEAD, keys, count, values, width);
     for (long group = 0; group < groups; group++) {
-      for (long part = 0; part < parts; part++) query[part] = load(queries + group * width + part * LANES);
-      for (int i = 0; i < LANES; i++) {
-        dots[i] = splat(0);
-        for (long part = 0; part < parts; part++) dots[i] += query[part] * tile[i * parts + part];
-      }
-      put(scratch + group * tiles * LANES + at, totals(dots) * scale);
+      vec query[WIDEST / LANES + 1], dots[LANES];
+      load_query(query, queries + group * width, width);
+      for (long i = 0; i < LANES; i++) /* what stands for positions beyond the last is not looked at */
+        dots[i] = multiply(query, keys + (at + i < count ? at + i : count - 1) * width, width);
+      put(scores + group * row + at, totals(dots) * scale);
     }
   }
-  memset(sums, 0, (size_t)(groups * width) * sizeof(float));
-  for (long group = 0; group < groups; group++) soften(scratch + group * tiles * LANES, tiles, count);
-  for (long at = 0; at < tiles * LANES; at += LANES) {
-    load_tile(tile, values, at, count, parts, after);
-    for (long group = 0; group < groups; group++) {
-      const float *weights = scratch + group * tiles * LANES + at;
-      vec sum[WIDEST / LANES];
-      memcpy(sum, sums + group * width, (size_t)width * sizeof(float));
-      for (int i = 0; i < LANES; i++)
-        for (long part = 0; part < parts; part++) sum[part] += weights[i] * tile[i * parts + part];
-      memcpy(sums + group * width, sum, (size_t)width * sizeof(float));
-    }
-  }
-  for (long at = 0; at < groups * width; at += LANES) store(out + at, get(sums + at));
+  for (long group = 0; group < groups; group++) soften(scores + group * row, tiles, count);
+  long group = 0;
+  for (; group + 3 <= groups; group += 3) /* as many sums as a processor has room for, for heads of 64 */
+    mix_values(scores + group * row, row, values, count, after, out + group * width, 3, width);
+  for (; group < groups; group++)
+    mix_values(scores + group * row, row, values, count, after, out + group * width, 1, width);
 }
 
 int read_rows(const real *queries, const real *keys, const real *values, long stride, real *all_keys, real *all_values,
               const int64_t *starts, real *out, long rows, long heads, long key_heads, long width, long room, long here,
               float scale) {
   long groups = heads / key_heads;
-  float *scratch = malloc((size_t)(groups * (here + 1 + LANES + width)) * sizeof(float));
+  float *scratch = malloc((size_t)(groups * (here + 1 + LANES)) * sizeof(float));
 #pragma omp for
   for (long task = 0; task < rows * key_heads; task++) {
     if (scratch == NULL) continue;

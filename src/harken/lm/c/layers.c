@@ -16,7 +16,7 @@
 #define CHUNK 256  /* rows that stay in the second cache */
 #define GROUP 4    /* blocks of outputs whose weights do, beside them */
 
-/* Linear layers that read the same input, with a role's adapters; as in kernels.py. */
+/* Linear layers that read the same input, with a role's adapters. These structures are in decode_compiled.py too. */
 typedef struct {
   const real *weight; /* in tiles, see `lay_tiles` */
   const real *down;   /* (ranks, inputs) in tiles */

@@ -9,6 +9,9 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
 
 #define LANES 16
 #define WIDEST 256 /* of a head */
@@ -32,7 +35,11 @@ typedef uint16_t halves __attribute__((vector_size(2 * LANES)));
 INLINE vec load(const real *from) {
   halves bits;
   memcpy(&bits, from, sizeof bits);
+#ifdef __AVX512F__ /* one instruction, of which GCC makes five */
+  return (vec)((uvec)_mm512_cvtepu16_epi32((__m256i)bits) << 16);
+#else
   return (vec)(__builtin_convertvector(bits, uvec) << 16);
+#endif
 }
 
 INLINE float single(real x) {
@@ -45,7 +52,11 @@ INLINE float single(real x) {
 INLINE void store(real *to, vec x) {
   uvec bits = (uvec)x;
   bits += 0x7fff + ((bits >> 16) & 1); /* to the nearest, ties to even */
+#ifdef __AVX512F__
+  halves rounded = (halves)_mm512_cvtepi32_epi16((__m512i)(bits >> 16));
+#else
   halves rounded = __builtin_convertvector(bits >> 16, halves);
+#endif
   memcpy(to, &rounded, sizeof rounded);
 }
 #else
