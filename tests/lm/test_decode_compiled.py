@@ -139,6 +139,7 @@ def test_other_layers_go_through_python(units: Kernels, change: str) -> None:
     assert find_compiled(LlamaLayers(model, None)) is None
     # 30 tokens are drawn with it all the same.
     assert len(_decoded(model, None)) == 71
+    assert find_compiled(LlamaLayers(model, None, 3)) is None, "no layers at all"
     fitting = LlamaLayers(AutoModelForCausalLM.from_config(LlamaConfig(**WIDE)).bfloat16(), None)
     assert find_compiled(fitting) is units
 

@@ -17,7 +17,7 @@ from harken.lm.batch import Span
 from harken.lm.kernels import LANES, SIDE, Kernels, empty_in_large_pages, find_attention
 from harken.lm.llama import Layer, LlamaLayers, Projection
 
-_POINTER, _LONG, _FLOAT, _INT = ctypes.c_void_p, ctypes.c_long, ctypes.c_float, ctypes.c_int
+_POINTER, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
 Rotations = tuple[Tensor, Tensor]
 
 
@@ -59,7 +59,7 @@ def find_compiled(layers: LlamaLayers) -> Kernels | None:
     """Return what computes such layers in one call; None = call them."""
     found = find_attention(layers.dtype, layers.device, layers.width)
     fits = found is not None and found.has_units and layers.width % (2 * LANES) == 0
-    return found if fits and all(_fits(layer) for layer in layers.layers) else None
+    return found if fits and layers.layers and all(_fits(layer) for layer in layers.layers) else None
 
 
 def _fits(layer: Layer) -> bool:
