@@ -13,7 +13,7 @@ from torch import Tensor
 from harken.lm.batch import Batch, Tokens, microbatches, pad
 from harken.lm.decode_compiled import CompiledLayers, Rotations, find_compiled
 from harken.lm.kernels import empty_in_large_pages, find_attention
-from harken.lm.llama import LlamaLayers, real_tokens
+from harken.lm.llama import Attend, LlamaLayers, real_tokens
 
 PREFILL_TOKENS = 1024
 """Prompt tokens read in one pass; larger ones leave the processor's cache."""
@@ -21,8 +21,8 @@ GROWTH = 64
 """Positions that memory for keys and values grows by; a step reads half of them in vain on average."""
 
 Part = tuple[LlamaLayers, CompiledLayers | None]
-Through = Callable[[Part, Tensor, Rotations], Tensor]
-"""Takes states (N, H) through some layers, given what turns their heads."""
+Call = Callable[[CompiledLayers, Tensor, Rotations], Tensor]
+"""Takes states (N, H) through compiled layers, given what turns their heads."""
 
 
 class LlamaDecoder:
@@ -89,13 +89,10 @@ class LlamaDecoder:
             weights = scores.softmax(-1, dtype=torch.float32).to(values.dtype)
             return torch.bmm(weights, read.flatten(0, 1)).view(rows, -1)
 
-        def through(part: Part, x: Tensor, rotations: Rotations) -> Tensor:
-            layers, compiled = part
-            if compiled is not None:
-                return compiled.step(x, rotations, self.padding, here)
-            return layers(x, rotations, attend)
+        def call(compiled: CompiledLayers, x: Tensor, rotations: Rotations) -> Tensor:
+            return compiled.step(x, rotations, self.padding, here)
 
-        return layers.normed(self._through_layers(tokens, positions, through))
+        return layers.normed(self._through_layers(tokens, positions, attend, call))
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows, in this order; only those that change their place are copied."""
@@ -106,14 +103,15 @@ class LlamaDecoder:
                 memory[:, places, :, : self.length] = memory[:, sources, :, : self.length]
         self._set_padding(self.padding[torch.tensor(rows, device=self.padding.device)])
 
-    def _through_layers(self, tokens: Tensor, positions: Tensor, through: Through) -> Tensor:
+    def _through_layers(self, tokens: Tensor, positions: Tensor, attend: Attend, call: Call) -> Tensor:
         """Return states (N, H) of tokens (N,) after the last layer; note those between the parts."""
         cos, sin = self.rotations
+        rotations = cos[positions], sin[positions]
         x = self.layers.embed(tokens)
-        for number, part in enumerate(self.parts):
+        for number, (layers, compiled) in enumerate(self.parts):
             if number:
                 self.lower_states = x
-            x = through(part, x, (cos[positions], sin[positions]))
+            x = layers(x, rotations, attend) if compiled is None else call(compiled, x, rotations)
         return x
 
     def _bind(self) -> None:
@@ -168,13 +166,10 @@ class LlamaDecoder:
                 memory[copies, :, columns] = part.repeat_interleave(n, dim=0)
             return tokens.attend(number, heads)
 
-        def through(part: Part, x: Tensor, rotations: Rotations) -> Tensor:
-            layers, compiled = part
-            if compiled is not None:
-                return compiled.read(x, rotations, batch.spans(), (row, column), n)
-            return layers(x, rotations, attend)
+        def call(compiled: CompiledLayers, x: Tensor, rotations: Rotations) -> Tensor:
+            return compiled.read(x, rotations, batch.spans(), (row, column), n)
 
-        states = self._through_layers(tokens.ids, tokens.positions, through)
+        states = self._through_layers(tokens.ids, tokens.positions, attend, call)
         if lower is not None:
             assert self.lower_states is not None
             lower[row, column] = self.lower_states
